@@ -1,0 +1,116 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+const (
+	// beatEvery is how often a process says that it is alive.
+	beatEvery = 2 * time.Second
+
+	// deadAfter is how long a process must not have said so for the others to
+	// take it for dead.
+	deadAfter = 6 * time.Second
+
+	// forgetAfter is how long the last word of a dead process is kept.
+	forgetAfter = 10 * time.Minute
+)
+
+// A pulse is what this process has seen of another one.
+type pulse struct {
+	version uint64    // of its entry
+	changed time.Time // when the entry was first seen so, by our own clock
+	dead    bool
+}
+
+const aliveSpace = "alive/"
+
+// Beat says that this process is alive, and looks which others are. Calls
+// that follow one another too soon do nothing. No clock of another process
+// is trusted: one is dead when its entry has not changed for a while, as this
+// process sees it. Being taken for dead is no danger to a process that is
+// only slow, since whatever it stores is refused if somebody else has acted
+// in its place.
+func (l *Ledger) Beat(ctx context.Context) error {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	now := l.now()
+	if l.exclusive || !l.beaten.IsZero() && now.Sub(l.beaten) < beatEvery {
+		return nil
+	}
+	if err := l.store.Commit(ctx, Write{Key: Key(aliveSpace + l.owner), If: AnyVersion, Value: []byte{}}); err != nil {
+		return fmt.Errorf("ledger: saying that this process is alive: %w", err)
+	}
+	l.beaten = now
+	present := map[string]bool{}
+	for after := Key(""); ; {
+		entries, err := l.store.Scan(ctx, aliveSpace, after, MaxScan)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			after = e.Key
+			owner := strings.TrimPrefix(string(e.Key), aliveSpace)
+			present[owner] = true
+			if err := l.observe(ctx, owner, e, now); err != nil {
+				return err
+			}
+		}
+		if len(entries) < MaxScan {
+			break
+		}
+	}
+	for owner := range l.others {
+		if !present[owner] {
+			delete(l.others, owner)
+		}
+	}
+	return nil
+}
+
+// observe takes note of another process's entry. l.pulse is held.
+func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Time) error {
+	p, known := l.others[owner]
+	switch {
+	case owner == l.owner:
+	case !known || p.version != e.Version:
+		l.others[owner] = pulse{version: e.Version, changed: now}
+	case now.Sub(p.changed) >= forgetAfter:
+		err := l.store.Commit(ctx, Write{Key: e.Key, If: e.Version})
+		if _, came := errors.AsType[*ConflictError](err); err != nil && !came {
+			return err
+		}
+	case !p.dead && now.Sub(p.changed) >= deadAfter:
+		p.dead = true
+		l.others[owner] = p
+		l.deaths++
+	}
+	return nil
+}
+
+// Alive reports whether a process is this one, or was seen alive lately.
+func (l *Ledger) Alive(owner string) bool {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	p, known := l.others[owner]
+	return owner == l.owner || !l.exclusive && known && !p.dead
+}
+
+// dead reports whether a process was alive once and is not any more.
+func (l *Ledger) dead(owner string) bool {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	return owner != l.owner && (l.exclusive || l.others[owner].dead)
+}
+
+// Deaths returns how many processes this one has seen die. Whoever sees the
+// number grow takes over what they have left.
+func (l *Ledger) Deaths() int {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	return l.deaths
+}

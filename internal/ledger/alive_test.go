@@ -1,0 +1,204 @@
+package ledger_test
+
+import (
+	"errors"
+	"fmt"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment"
+)
+
+func mustBeat(t *testing.T, ledgers ...*ledger.Ledger) {
+	t.Helper()
+	for _, l := range ledgers {
+		if err := l.Beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAProcessIsDeadWhenItSaysNothingForAWhile(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		skewed := func() time.Time { return now.Now().Add(-40 * time.Hour) } // clocks of other machines prove nothing
+		one, two := ledger.New(s, "one", now.Now), ledger.New(s, "two", skewed)
+		if one.Alive("two") || !one.Alive("one") {
+			t.Error("alive before anything was seen")
+		}
+		for range 10 {
+			mustBeat(t, one, two)
+			now.Advance(2 * time.Second)
+		}
+		mustBeat(t, one)
+		if !one.Alive("two") || !two.Alive("one") || one.Deaths() != 0 {
+			t.Fatal("not alive although they said so")
+		}
+		for range 3 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, one)
+		}
+		if one.Alive("two") || one.Deaths() != 1 {
+			t.Errorf("alive although it says nothing, %d deaths", one.Deaths())
+		}
+		now.Advance(2 * time.Second)
+		mustBeat(t, two, one)
+		now.Advance(2 * time.Second)
+		mustBeat(t, one)
+		if !one.Alive("two") || one.Deaths() != 1 {
+			t.Errorf("not alive although it is back, %d deaths", one.Deaths())
+		}
+	})
+}
+
+func TestTheClaimsOfADeadProcessAreReleasedBeforeTheirLeaseEnds(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one, two := ledger.New(s, "one", now.Now), ledger.New(s, "two", now.Now)
+		mustBeat(t, one, two)
+		if _, err := one.Claim(t.Context(), reserved(1), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := two.Recover(t.Context(), false); n != 0 || err != nil {
+			t.Errorf("%d of a living process were released, %v", n, err)
+		}
+		for range 5 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, two)
+		}
+		if n, err := two.Recover(t.Context(), false); n != 1 || err != nil {
+			t.Errorf("%d of a dead process were released, %v", n, err)
+		}
+		wantState(t, two, key(1), ledger.Released)
+		if two.Deaths() != 1 || one.Deaths() != 0 {
+			t.Errorf("%d and %d deaths", two.Deaths(), one.Deaths())
+		}
+	})
+}
+
+func TestWithoutOtherProcessesNobodyElseIsAlive(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		before, after := ledger.New(s, "before", now.Now), ledger.New(s, "after", now.Now)
+		mustBeat(t, before)
+		mustBeat(t, after)
+		if _, err := after.Recover(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if after.Alive("before") || !after.Alive("after") {
+			t.Error("the process before this one is alive")
+		}
+	})
+}
+
+func TestADeposedKeeperCanNotAddToASlot(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		one, two := ledger.New(s, "one", (&clock{}).Now), ledger.New(s, "two", (&clock{}).Now)
+		slot, _ := intend(t, one, 1)
+		lane := mustLane(t, one)
+		lane.Keeper, lane.Epoch = "one", 1
+		if ok, err := one.SetLane(t.Context(), lane); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		mine := mustLane(t, one)
+		theirs := mustLane(t, two)
+		theirs.Keeper, theirs.Epoch = "two", 2
+		if ok, err := two.SetLane(t.Context(), theirs); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		if _, err := one.Bump(t.Context(), mine, slot, ledger.Attempt{Hash: "mine"}); !errors.Is(err, ledger.ErrStale) {
+			t.Errorf("the deposed keeper: %v", err)
+		}
+		if ok, err := one.SetLane(t.Context(), mine); ok || err != nil {
+			t.Errorf("the deposed keeper changed the lane: %v, %v", ok, err)
+		}
+		if _, err := two.Bump(t.Context(), mustLane(t, two), slot, ledger.Attempt{Hash: "theirs"}); err != nil {
+			t.Errorf("the keeper: %v", err)
+		}
+	})
+}
+
+func TestGasIsBookedByDay(t *testing.T) {
+	l := &ledger.Lane{}
+	for _, c := range []struct {
+		day  string
+		wei  int64
+		want string
+	}{{"2026-11-21", 5, "5"}, {"2026-11-21", 7, "12"}, {"2026-11-21", -2, "10"}, {"2026-11-21", -20, "0"}, {"2026-11-22", 3, "3"}} {
+		l.Book(c.day, big.NewInt(c.wei))
+		if got := l.Booked(c.day).String(); got != c.want {
+			t.Errorf("on %s after %d: %s, want %s", c.day, c.wei, got, c.want)
+		}
+	}
+	if got := l.Booked("2026-11-21"); got.Sign() != 0 {
+		t.Errorf("yesterday %s", got)
+	}
+}
+
+func TestArchivedPaymentsAreListedByBlock(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		l := ledger.New(s, "one", (&clock{}).Now)
+		const payments = 600 // several pages
+		for i := range payments {
+			r := reserved(0)
+			r.Key = payment.Key{byte(i), byte(i >> 8), 9}
+			mustClaim(t, l, r)
+			for _, state := range []ledger.State{ledger.Settled, ledger.Archived} {
+				if i%3 == 0 && state == ledger.Archived {
+					continue
+				}
+				mustUpdate(t, l, r.Key, func(r *ledger.Record) error {
+					r.Included = &ledger.Inclusion{Transaction: fmt.Sprint(i), Block: uint64(i)}
+					return r.To(state)
+				})
+			}
+		}
+		for _, span := range [][2]uint64{{0, payments}, {100, 400}, {7, 7}, {9, 9}, {payments, payments + 5}} {
+			want := []string{}
+			for i := span[0]; i <= min(span[1], payments-1); i++ {
+				if i%3 != 0 {
+					want = append(want, fmt.Sprint(i))
+				}
+			}
+			got := []string{}
+			for r, err := range l.Paid(t.Context(), "eip155:84532", span[0], span[1]) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, r.Included.Transaction)
+			}
+			if fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("from %d to %d: %v, want %v", span[0], span[1], got, want)
+			}
+		}
+		for r, err := range l.Paid(t.Context(), "eip155:8453", 0, payments) {
+			t.Errorf("%s is listed on another network, %v", r.Key, err)
+		}
+	})
+}
+
+func TestCheckpointsAreNotOverwrittenUnseen(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		l := ledger.New(s, "one", (&clock{}).Now)
+		c := ledger.Checkpoint{Network: "eip155:84532", Token: "0x01", PayTo: "0x02", Block: 7}
+		if err := l.SetCheckpoint(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.SetCheckpoint(t.Context(), c); !errors.Is(err, ledger.ErrStale) {
+			t.Errorf("set again: %v", err)
+		}
+		list, err := l.Checkpoints(t.Context(), "eip155:84532")
+		if err != nil || len(list) != 1 || list[0].Block != 7 || list[0].PayTo != "0x02" {
+			t.Fatalf("checkpoints %+v, %v", list, err)
+		}
+		list[0].Block = 9
+		if err := l.SetCheckpoint(t.Context(), list[0]); err != nil {
+			t.Error(err)
+		}
+		if err := l.SetCheckpoint(t.Context(), list[0]); !errors.Is(err, ledger.ErrStale) {
+			t.Errorf("with an old version: %v", err)
+		}
+	})
+}
