@@ -1,0 +1,74 @@
+package devchain
+
+import (
+	"embed"
+	"encoding/json"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/accounts/abi"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/crypto"
+)
+
+//go:embed contracts/artifacts/*.json
+var artifacts embed.FS
+
+// artifact is what contracts/build.mjs writes for one contract.
+type artifact struct {
+	Compiler         string        `json:"compiler"`
+	ABI              abi.ABI       `json:"abi"`
+	DeployedBytecode hexutil.Bytes `json:"deployedBytecode"`
+	SourceSHA256     string        `json:"sourceSHA256"`
+}
+
+// Contract is a compiled contract: its interface and its runtime code.
+type Contract struct {
+	ABI  abi.ABI
+	Code []byte
+}
+
+// TestUSDC returns the token of the address USDC. Of two overloads its ABI calls the one with the signature in bytes by
+// the plain name and the one with (v, r, s) by that name and a 0: "permit" and "permit0".
+func TestUSDC() Contract { return mustLoad("TestUSDC") }
+
+// Multicall returns the contract of the address Multicall3.
+func Multicall() Contract { return mustLoad("Multicall3") }
+
+// TestWallet returns the ERC-1271 wallet that SetWallet places.
+func TestWallet() Contract { return mustLoad("TestWallet") }
+
+// HostileToken returns the token that SetHostileToken places.
+func HostileToken() Contract { return mustLoad("HostileToken") }
+
+// mustLoad panics only if the artifacts in the binary are broken, which the tests exclude.
+func mustLoad(name string) Contract {
+	a, err := load(name)
+	if err != nil {
+		panic(err)
+	}
+	return Contract{ABI: a.ABI, Code: a.DeployedBytecode}
+}
+
+func load(name string) (artifact, error) {
+	var a artifact
+	data, err := artifacts.ReadFile("contracts/artifacts/" + name + ".json")
+	if err != nil {
+		return a, fmt.Errorf("devchain: contract %s: %w", name, err)
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, fmt.Errorf("devchain: contract %s: %w", name, err)
+	}
+	return a, nil
+}
+
+// Storage slots that genesis and the controls write. They follow from the order of declarations in the sources.
+var (
+	supplySlot      = common.BigToHash(common.Big1)
+	walletOwnerSlot = common.Hash{}
+)
+
+// balanceSlot returns where TestUSDC keeps the balance of holder: the mapping is in slot 0.
+func balanceSlot(holder common.Address) common.Hash {
+	return crypto.Keccak256Hash(common.LeftPadBytes(holder[:], 32), make([]byte, 32))
+}
