@@ -1,0 +1,58 @@
+package facilitator
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
+)
+
+// An Identity says which payment a message is, without saying whether it is
+// good.
+type Identity struct {
+	Key   payment.Key // what the chain dedupes on
+	Payer string      // who the message says has signed
+
+	// Proof is a hash of everything that was signed and of the signature.
+	// Key can be made up by anybody who has seen the chain; what has been
+	// bought with a payment is given only to a message with the same Proof.
+	Proof payment.Fingerprint
+}
+
+// Identify reads the identity of a payment for o. Its errors are
+// *payment.MalformedError and *payment.InvalidError.
+func Identify(p *payment.Payment, o *payment.Offer) (Identity, error) {
+	id, ok := o.Network().ChainID()
+	if !ok || o.Scheme != payment.Exact {
+		return Identity{}, payment.Invalid(payment.UnsupportedScheme, fmt.Sprintf("%s on %s cannot be paid here", o.Scheme, o.Network()))
+	}
+	t, err := evm.Decode(p.Payload)
+	if err != nil {
+		return Identity{}, err
+	}
+	return Identity{
+		Key:   t.Key(id, common.HexToAddress(o.Amount.Token().Address)),
+		Payer: t.From.Hex(),
+		Proof: proofOf(t),
+	}, nil
+}
+
+// proofOf hashes everything that was signed, in one form whatever the form
+// it came in, and the signature.
+func proofOf(t *evm.Transfer) payment.Fingerprint { return sha256.Sum256(t.Encode()) }
+
+// bindingOf is what a payment is bound to when it comes through the
+// facilitator API: the offer.
+func bindingOf(o *payment.Offer) payment.Fingerprint {
+	doc, err := json.Marshal([]string{
+		"offer", string(o.Scheme), string(o.Network()), o.Amount.Token().Address, o.Amount.Units(), o.PayTo,
+	})
+	if err != nil {
+		panic("facilitator: encoding strings failed: " + err.Error())
+	}
+	return sha256.Sum256(doc)
+}

@@ -1,0 +1,50 @@
+package facilitator
+
+import (
+	"sync"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/payment"
+)
+
+// maxRehearsals bounds how many simulations are remembered for one head.
+const maxRehearsals = 1 << 16
+
+// Rehearsals remember which transfers went well when they were simulated
+// after the chain's latest block, so that the same question costs no second
+// call until there is another block. A plain account's transfer is not
+// simulated again for settling it, either; one that fails on the chain all
+// the same is not paid for with anything but gas.
+type rehearsals struct {
+	mu   sync.Mutex
+	head common.Hash        // guarded by mu
+	done map[rehearsal]bool // guarded by mu: whether the payer's account has code
+}
+
+// A rehearsal is one transfer with its signature.
+type rehearsal struct {
+	key   payment.Key
+	proof payment.Fingerprint
+}
+
+// recall returns what note was told after the same head.
+func (r *rehearsals) recall(head common.Hash, of rehearsal) (contract, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.head != head {
+		return false, false
+	}
+	contract, ok = r.done[of]
+	return contract, ok
+}
+
+// note remembers a transfer that went well after head.
+func (r *rehearsals) note(head common.Hash, of rehearsal, contract bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.head != head || len(r.done) >= maxRehearsals {
+		r.head, r.done = head, map[rehearsal]bool{}
+	}
+	r.done[of] = contract
+}

@@ -1,0 +1,541 @@
+package settle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/internal/chain"
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment/evm"
+)
+
+const (
+	// maxRequests bounds what the stored requests of one batch have together,
+	// in bytes, so that it fits one commit of the ledger.
+	maxRequests = 1 << 20
+
+	// maxTxGas is the most gas one transaction may have (EIP-7825), and
+	// gasShare how much of that, or of a block, a batch is to take, in
+	// percent.
+	maxTxGas = 1 << 24
+	gasShare = 60
+
+	// gasMargin is how much more gas a batch is given than it took when it
+	// was simulated, in percent.
+	gasMargin = 15
+)
+
+// A ticket is a payment on its way into a slot. Plain accounts share one
+// queue, from which a lane takes as many as there are when it is free: one
+// while there is little to do, and batches when there is much. Accounts with
+// code have a queue of their own and go alone, since they can burn the gas of
+// everything that is with them.
+type ticket struct {
+	it        *item
+	rehearsed common.Hash // the head after which the transfer went well and its payer had no code; zero if none
+	contract  bool        // the payer has code
+	most      int         // how many payments its transaction may carry
+	retry     bool        // it was in a transaction before, and nobody waits for it here
+
+	done chan struct{} // closed once the ticket is in a slot, or err is set
+
+	mu    sync.Mutex
+	stage stage  // guarded by mu
+	doing string // written before done is closed: at what it failed
+	err   error  // written before done is closed
+}
+
+type stage int
+
+const (
+	queued    stage = iota
+	storing         // the disk decides what becomes of it
+	withdrawn       // nobody waits for it any more; nothing has happened
+	finished
+)
+
+// commit is the last moment at which the ticket can be withdrawn. It reports
+// whether it was not.
+func (t *ticket) commit() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stage != queued && t.stage != storing {
+		return false
+	}
+	t.stage = storing
+	return true
+}
+
+// withdraw takes the ticket back, unless it is too late for that.
+func (t *ticket) withdraw() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stage != queued {
+		return false
+	}
+	t.stage = withdrawn
+	return true
+}
+
+func (t *ticket) isWithdrawn() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stage == withdrawn
+}
+
+// finish says what became of the ticket: err is nil if it is in a slot.
+func (t *ticket) finish(doing string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stage == finished {
+		return
+	}
+	t.stage, t.doing, t.err = finished, doing, err
+	t.it.unqueue()
+	close(t.done)
+}
+
+var errStopped = errors.New("the engine has stopped")
+
+// enqueue puts a ticket into its queue; in front, if it was in it before.
+func (e *Engine) enqueue(t *ticket, front bool) error {
+	e.mu.Lock()
+	if e.over {
+		e.mu.Unlock()
+		return errStopped
+	}
+	queue := &e.plain
+	if t.contract {
+		queue = &e.contracts
+	}
+	if front {
+		*queue = append([]*ticket{t}, *queue...)
+	} else {
+		*queue = append(*queue, t)
+	}
+	e.mu.Unlock()
+	e.arrivals.fire()
+	return nil
+}
+
+// serves reports whether a lane takes plain accounts or accounts with code.
+// With several lanes the last one is for the latter, so that what they do to
+// it holds up nobody else.
+func (e *Engine) serves(l *lane, contract bool) bool {
+	if len(e.own) == 1 {
+		return true
+	}
+	return (l == e.own[len(e.own)-1]) == contract
+}
+
+// fetch takes what a lane is to carry in its next transaction out of the
+// queues: as many plain accounts as may go together, or one with code.
+func (e *Engine) fetch(l *lane) []*ticket {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l.refused != nil {
+		for _, other := range e.own {
+			if other.refused == nil && e.serves(other, e.serves(l, true)) {
+				return nil
+			}
+		}
+	}
+	if e.serves(l, true) && !(l.alternate && len(e.plain) > 0 && e.serves(l, false)) {
+		for len(e.contracts) > 0 {
+			t := e.contracts[0]
+			e.contracts = e.contracts[1:]
+			if !t.isWithdrawn() {
+				l.alternate = true
+				return []*ticket{t}
+			}
+		}
+	}
+	l.alternate = false
+	if !e.serves(l, false) {
+		return nil
+	}
+	var tickets []*ticket
+	most, size := e.MaxBatch, 0
+	for len(e.plain) > 0 {
+		t := e.plain[0]
+		if t.isWithdrawn() {
+			e.plain = e.plain[1:]
+			continue
+		}
+		most = min(most, t.most)
+		size += len(t.it.snapshot().Request)
+		if len(tickets) > 0 && (len(tickets) == most || size > maxRequests) {
+			break
+		}
+		tickets = append(tickets, t)
+		e.plain = e.plain[1:]
+		if len(tickets) == most {
+			break
+		}
+	}
+	return tickets
+}
+
+// drive has a lane carry what is queued, one transaction after another, while
+// not too many of them wait for a block.
+func (e *Engine) drive(ctx context.Context, l *lane) {
+	for ctx.Err() == nil {
+		arrived, room := e.arrivals.wait(), l.room.wait()
+		if l.ahead(^uint64(0)) < e.MaxInFlight {
+			if tickets := e.fetch(l); len(tickets) > 0 {
+				e.carry(ctx, l, tickets)
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-arrived:
+		case <-room:
+		}
+	}
+}
+
+// turnAway ends the wait of everybody who is queued.
+func (e *Engine) turnAway() {
+	e.mu.Lock()
+	tickets := append(e.plain, e.contracts...)
+	e.plain, e.contracts = nil, nil
+	e.mu.Unlock()
+	for _, t := range tickets {
+		t.finish("waiting for a lane", errStopped)
+	}
+}
+
+func finishAll(tickets []*ticket, doing string, err error) {
+	for _, t := range tickets {
+		t.finish(doing, err)
+	}
+}
+
+// carry brings tickets into slots of the lane, and finishes those for which
+// that cannot be done.
+func (e *Engine) carry(ctx context.Context, l *lane, tickets []*ticket) {
+	if err := e.usable(ctx, l); err != nil {
+		finishAll(tickets, "checking the lane", err)
+		return
+	}
+	head, err := e.Chain.Head()
+	if err != nil {
+		finishAll(tickets, "reading the chain's head", err)
+		return
+	}
+	p, err := e.price(ctx)
+	if err != nil {
+		finishAll(tickets, "setting the fee", err)
+		return
+	}
+	if tickets = e.sort(ctx, l, tickets, head, p); len(tickets) == 0 {
+		return
+	}
+	gas := e.MaxGas
+	if len(tickets) > 1 {
+		if tickets, gas = e.fit(ctx, l, tickets, head, p); len(tickets) == 0 {
+			return
+		}
+	}
+	if err := e.afford(ctx, l, gas, p); err != nil {
+		finishAll(tickets, "paying for gas", err)
+		return
+	}
+	e.store(ctx, l, tickets, gas, p)
+}
+
+// sort asks whether the payers have code, of those for which that is not
+// known after head, and returns the tickets that go on: accounts with code
+// queue for themselves. One that is alone is simulated with the same round
+// trip.
+func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chain.Head, p price) []*ticket {
+	alone := len(tickets) == 1
+	var questions []chain.Request
+	codes := make([]*chain.Code, len(tickets))
+	for i, t := range tickets {
+		if t.rehearsed != head.Hash {
+			codes[i] = &chain.Code{Address: t.it.transfer.From}
+			questions = append(questions, codes[i])
+		}
+	}
+	run := &chain.Call{Msg: e.message(l, tickets[0].it.token, tickets[0].it.transfer.Calldata(), e.MaxGas, p)}
+	if alone && len(questions) > 0 {
+		questions = append(questions, run)
+	}
+	if len(questions) == 0 {
+		return tickets
+	}
+	const doing = "simulating the transfer"
+	if err := e.Chain.Ask(ctx, questions...); err != nil {
+		finishAll(tickets, doing, err)
+		return nil
+	}
+	var rest []*ticket
+	for i, t := range tickets {
+		switch code := codes[i]; {
+		case code == nil || t.contract:
+			rest = append(rest, t)
+		case code.Err != nil:
+			t.finish(doing, code.Err)
+		case len(code.Code) > 0 && (!alone || !e.serves(l, true)):
+			t.contract = true
+			if err := e.enqueue(t, false); err != nil {
+				t.finish(doing, err)
+			}
+		default:
+			rest = append(rest, t)
+		}
+	}
+	if alone && len(rest) > 0 && run.Err != nil {
+		rest[0].finish(doing, e.failure(run.Err))
+		return nil
+	}
+	return rest
+}
+
+// failure tells a transfer's own failure from one for want of gas, which our
+// limit is to blame for.
+func (e *Engine) failure(err error) error {
+	if revert, ok := errors.AsType[*chain.RevertError](err); ok && len(revert.Data) == 0 && len(revert.Reason) >= 10 && revert.Reason[:10] == "out of gas" {
+		return fmt.Errorf("the transfer takes more gas than the limit is %d: raise max_gas", e.MaxGas)
+	}
+	return err
+}
+
+// fit finds out how much gas a batch takes, and returns those of its tickets
+// that can go together: transfers that fail are finished, and what is too
+// much for one transaction is queued again.
+func (e *Engine) fit(ctx context.Context, l *lane, tickets []*ticket, head chain.Head, p price) ([]*ticket, uint64) {
+	const doing = "simulating a batch of transfers"
+	limit := min(maxTxGas, head.GasLimit) * gasShare / 100
+	if gas, ok := e.guess(ctx, l, tickets, limit, p); ok {
+		return tickets, gas
+	}
+	halved := false
+	for len(tickets) > 1 {
+		gas, err := e.Chain.EstimateGas(ctx, ethereum.CallMsg{
+			From: l.address, To: &evm.Multicall3, Data: evm.BatchCalldata(calls(itemsOf(tickets)), false), GasFeeCap: p.feeCap, GasTipCap: p.tip,
+		})
+		_, reverts := errors.AsType[*chain.RevertError](err)
+		switch {
+		case reverts:
+			sifted, err := e.sift(ctx, l, tickets, head, p)
+			if err != nil {
+				finishAll(tickets, doing, err)
+				return nil, 0
+			}
+			if len(sifted) < len(tickets) {
+				tickets = sifted
+				continue
+			}
+			tickets = e.putBack(tickets, len(tickets)/2) // it is the whole that fails
+		case err != nil && !halved && len(tickets) > 2:
+			halved = true // it may have been too much for the node
+			tickets = e.putBack(tickets, len(tickets)/2)
+		case err != nil:
+			finishAll(tickets, doing, err)
+			return nil, 0
+		case gas > limit:
+			tickets = e.putBack(tickets, max(1, int(uint64(len(tickets))*limit/gas))) //nolint:gosec // at most the number of tickets
+		default:
+			e.perItem.Store((gas - min(gas, batchGas)) / uint64(len(tickets)))
+			return tickets, gas + gas*gasMargin/100
+		}
+	}
+	return tickets, e.MaxGas
+}
+
+// batchGas is roughly what a batch takes beside what its transfers take.
+const batchGas = 30_000
+
+// guess tries a batch with the gas that follows from the one before, which
+// costs the node less than an estimate. ok is true if all transfers went well
+// with it.
+func (e *Engine) guess(ctx context.Context, l *lane, tickets []*ticket, limit uint64, p price) (gas uint64, ok bool) {
+	each := e.perItem.Load()
+	gas = batchGas + each*uint64(len(tickets))
+	if each == 0 || gas > limit {
+		return 0, false
+	}
+	gas += gas * gasMargin / 100
+	run := &chain.Call{Msg: e.message(l, evm.Multicall3, evm.BatchCalldata(calls(itemsOf(tickets)), false), gas, p)}
+	err := e.Chain.Ask(ctx, run)
+	return gas, err == nil && run.Err == nil
+}
+
+// putBack keeps the first n of tickets and queues the others again.
+func (e *Engine) putBack(tickets []*ticket, n int) []*ticket {
+	for i := len(tickets) - 1; i >= n; i-- {
+		if err := e.enqueue(tickets[i], true); err != nil {
+			tickets[i].finish("waiting for a lane", err)
+		}
+	}
+	return tickets[:n]
+}
+
+// sift simulates a batch with as much gas as a transaction may have, and
+// returns the tickets whose transfers went well in it. The others are
+// simulated alone: those that fail are finished, those that do not are queued
+// to go alone.
+func (e *Engine) sift(ctx context.Context, l *lane, tickets []*ticket, head chain.Head, p price) ([]*ticket, error) {
+	run := &chain.Call{Msg: e.message(l, evm.Multicall3, evm.BatchCalldata(calls(itemsOf(tickets)), true), min(maxTxGas, head.GasLimit), p)}
+	if err := e.Chain.Ask(ctx, run); err != nil {
+		return nil, err
+	}
+	if _, reverts := errors.AsType[*chain.RevertError](run.Err); reverts {
+		return tickets, nil
+	}
+	if run.Err != nil {
+		return nil, run.Err
+	}
+	went, err := evm.BatchResults(run.Output, len(tickets))
+	if err != nil {
+		return nil, err
+	}
+	var well, badly []*ticket
+	var questions []chain.Request
+	for i, t := range tickets {
+		if went[i] {
+			well = append(well, t)
+			continue
+		}
+		badly = append(badly, t)
+		questions = append(questions, &chain.Call{Msg: e.message(l, t.it.token, t.it.transfer.Calldata(), e.MaxGas, p)})
+	}
+	if len(badly) == 0 {
+		return tickets, nil
+	}
+	const doing = "simulating the transfer"
+	if err := e.Chain.Ask(ctx, questions...); err != nil {
+		finishAll(badly, doing, err)
+		return well, nil
+	}
+	for i, t := range badly {
+		if err := questions[i].(*chain.Call).Err; err != nil {
+			t.finish(doing, e.failure(err))
+			continue
+		}
+		t.most = 1
+		if err := e.enqueue(t, true); err != nil {
+			t.finish(doing, err)
+		}
+	}
+	return well, nil
+}
+
+// store takes the lane's next nonce for the tickets and sends what it
+// carries.
+func (e *Engine) store(ctx context.Context, l *lane, tickets []*ticket, gas uint64, p price) {
+	for {
+		var ready []*ticket
+		for _, t := range tickets {
+			switch r := t.it.snapshot(); {
+			case t.retry && r.State != ledger.Intent && r.State != ledger.Sent:
+				t.finish("", ledger.ErrStale)
+			case t.commit():
+				ready = append(ready, t)
+			}
+		}
+		if tickets = ready; len(tickets) == 0 {
+			return
+		}
+		s, err := e.intend(ctx, l, itemsOf(tickets), gas, p)
+		if errors.Is(err, ledger.ErrStale) {
+			tickets = e.unchanged(ctx, tickets)
+			continue
+		}
+		if err != nil {
+			finishAll(tickets, "storing the intent to settle", err)
+			return
+		}
+		for _, t := range tickets {
+			e.replace(t.it)
+			e.pays(t.it)
+			if t.retry {
+				e.Logger.Info("payment tried again", "payment", t.it.key().String(), "lane", l.address.Hex(), "nonce", s.nonce)
+			}
+		}
+		e.send(s)
+		finishAll(tickets, "", nil)
+		return
+	}
+}
+
+// unchanged returns the tickets whose payments are stored as they are known
+// here, and finishes the others.
+func (e *Engine) unchanged(ctx context.Context, tickets []*ticket) []*ticket {
+	var same []*ticket
+	for _, t := range tickets {
+		r := t.it.snapshot()
+		now, err := e.Ledger.Get(ctx, r.Key)
+		if err == nil && now.Newer(&r) {
+			err = fmt.Errorf("payment %s is %s now: %w", r.Key, now.State, ledger.ErrStale)
+		}
+		if err != nil {
+			t.finish("storing the intent to settle", err)
+			continue
+		}
+		same = append(same, t)
+	}
+	return same
+}
+
+func itemsOf(tickets []*ticket) []*item {
+	items := make([]*item, len(tickets))
+	for i, t := range tickets {
+		items[i] = t.it
+	}
+	return items
+}
+
+// afford refuses a transaction that the lane has no money for. Nothing has
+// been touched then.
+func (e *Engine) afford(ctx context.Context, l *lane, gas uint64, p price) error {
+	cost := new(big.Int).Mul(p.feeCap, new(big.Int).SetUint64(gas))
+	if free := l.funds(); free != nil && free.Cmp(cost) >= 0 {
+		return nil
+	}
+	now := &chain.Balance{Address: l.address}
+	err := e.Chain.Ask(ctx, now)
+	if err == nil {
+		err = now.Err
+	}
+	if err != nil {
+		return fmt.Errorf("reading the balance of lane %s: %w", l.address, err)
+	}
+	e.weigh(l, now.Wei)
+	if free := l.funds(); free.Cmp(cost) < 0 {
+		return fmt.Errorf("lane %s has %s wei to spare and the transaction may cost %s: send it gas money", l.address, free, cost)
+	}
+	return nil
+}
+
+const (
+	// weighEvery is how often the balance of a lane is asked for that has
+	// nothing to do.
+	weighEvery = 30 * time.Second
+
+	// lowFunds is how many transfers a lane must be able to pay for at least,
+	// or the log says that it runs out of money.
+	lowFunds = 20
+)
+
+// weigh notes a lane's balance, and warns when it runs low.
+func (e *Engine) weigh(l *lane, wei *big.Int) {
+	feeCap := new(big.Int)
+	if head, err := e.Chain.Head(); err == nil && head.BaseFee != nil {
+		feeCap.Lsh(head.BaseFee, 1)
+	}
+	low := wei.Cmp(feeCap.Mul(feeCap, new(big.Int).SetUint64(lowFunds*e.MaxGas))) < 0
+	if l.weighed(wei, e.Now(), low) {
+		e.Logger.Warn("a lane runs out of gas money: send it more", "lane", l.address.Hex(), "network", string(e.network), "wei", wei.String())
+	}
+}

@@ -1,0 +1,659 @@
+package settle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/tollgate402/tollgate/internal/chain"
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
+)
+
+const (
+	// adoptEvery is how often the ledger is searched for payments that
+	// another engine left behind, such as the one before a reload.
+	adoptEvery = 15 * time.Second
+
+	// searchAfter is how many looks may find no receipt before the logs are
+	// searched for somebody else's transaction.
+	searchAfter = 8
+
+	// The pauses between looks of one waiter: short at first, because some
+	// chains answer in milliseconds, and then longer.
+	firstPause = 2 * time.Millisecond
+	lastPause  = 250 * time.Millisecond
+)
+
+// add puts an item under watch, or returns the one that is there already for
+// the same claim.
+func (e *Engine) add(it *item) *item {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if known, ok := e.watched[it.key()]; ok && known.snapshot().Claims == it.snapshot().Claims {
+		return known
+	}
+	e.watched[it.key()] = it
+	return it
+}
+
+// replace puts an item under watch in place of the one that is there: that of
+// an earlier claim, which may have been for another offer.
+func (e *Engine) replace(it *item) *item {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.watched[it.key()] = it
+	return it
+}
+
+// item returns the item of a payment that is under watch, or nil.
+func (e *Engine) item(k payment.Key) *item {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.watched[k]
+}
+
+// adopt puts every open payment of the network under watch, except those that
+// another living process watches.
+func (e *Engine) adopt(ctx context.Context) error {
+	for r, err := range e.Ledger.Open(ctx) {
+		if err != nil {
+			return fmt.Errorf("settle: reading open payments: %w", err)
+		}
+		if r.Network != e.network || !r.State.Broadcast() && r.State != ledger.Released || e.item(r.Key) != nil {
+			continue
+		}
+		if r.Owner != e.Ledger.Owner() && e.Ledger.Alive(r.Owner) {
+			continue
+		}
+		if r.IntentBlock == 0 && r.State != ledger.Released {
+			continue // settled by a remote facilitator, which watches it
+		}
+		it, err := e.itemOf(r)
+		if err != nil {
+			e.Logger.Error("cannot watch a payment", "error", err)
+			continue
+		}
+		e.add(it)
+	}
+	return nil
+}
+
+// watch looks at every payment on every new block, and again if that fails.
+func (e *Engine) watch(ctx context.Context) {
+	var seen chain.Head // the last one after which every look went well
+	adopted := e.Now()
+	again := firstPause
+	for ctx.Err() == nil {
+		another := e.heads.wait()
+		if e.Now().Sub(adopted) >= adoptEvery {
+			adopted = e.Now()
+			if err := e.adopt(ctx); err != nil && ctx.Err() == nil {
+				e.Logger.Error("searching the ledger for open payments failed", "error", err)
+			}
+		}
+		head, err := e.Chain.Head()
+		if err != nil || head.Hash == seen.Hash {
+			pause(ctx, another, adoptEvery)
+			continue
+		}
+		if e.lookAtAll(ctx, head, e.branched(ctx, seen, head)) {
+			seen, again = head, firstPause
+			continue
+		}
+		again = longer(again)
+		pause(ctx, another, again)
+	}
+}
+
+// lookAtAll looks at the payments for which a new head can have changed
+// something: all of them where it is on another branch. It reports whether
+// every look went well.
+func (e *Engine) lookAtAll(ctx context.Context, head chain.Head, branched bool) bool {
+	d, well := routine, true
+	if branched {
+		d = thorough
+	}
+	for _, it := range e.items() {
+		if !branched && (it.attended() || !e.due(ctx, it, head)) {
+			continue
+		}
+		if err := e.examine(ctx, it, d); err != nil && ctx.Err() == nil {
+			well = false
+			e.Logger.Warn("looking at a payment failed", "payment", it.key().String(), "error", err)
+		}
+	}
+	return well
+}
+
+// branched reports whether the chain may have left the branch on which seen
+// was its head, so that what is settled must be looked at again.
+func (e *Engine) branched(ctx context.Context, seen, head chain.Head) bool {
+	if seen.Hash == (common.Hash{}) || head.Parent == seen.Hash {
+		return false
+	}
+	now, err := e.Chain.HeaderByNumber(ctx, seen.Number)
+	return err != nil || now.Hash != seen.Hash
+}
+
+// items returns what is watched, always in the same order.
+func (e *Engine) items() []*item {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	keys := slices.SortedFunc(maps.Keys(e.watched), func(a, b payment.Key) int { return bytes.Compare(a[:], b[:]) })
+	list := make([]*item, len(keys))
+	for i, k := range keys {
+		list[i] = e.watched[k]
+	}
+	return list
+}
+
+// await looks at an item until it is settled, dead, or ctx ends.
+func (e *Engine) await(ctx context.Context, it *item) (*payment.Settlement, error) {
+	it.attend(1)
+	defer e.leave(it)
+	for wait := firstPause; ; wait = longer(wait) {
+		r, changed := it.current()
+		enough := r.State.Paid() || it.until == payment.Submitted && (r.State == ledger.Sent || r.State == ledger.Included)
+		if s, err := it.outcome(r, enough); s != nil || err != nil {
+			return s, err
+		}
+		another := e.heads.wait()
+		err := e.examine(ctx, it, eager)
+		if now := it.snapshot(); now.State != r.State && ctx.Err() == nil {
+			continue
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-another:
+		case <-t.C:
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return nil, &payment.UnavailableError{Doing: "waiting for the settlement", Err: errors.Join(ctx.Err(), err), Pending: true, Transaction: e.transaction(&r), Payer: r.Payer}
+		}
+	}
+}
+
+// leave ends a wait for an item. The watcher leaves items to those who wait for
+// them; what is not settled is looked at once more, because it may have been
+// passed over at a head that is the last one for long.
+func (e *Engine) leave(it *item) {
+	it.attend(-1)
+	if r := it.snapshot(); r.State.Paid() || r.State.Resting() {
+		return
+	}
+	e.spawn(func(ctx context.Context) {
+		_ = e.examine(ctx, it, eager) // what fails is looked at after the next block
+	})
+}
+
+// transaction returns the hash under which a payment is settled or may be:
+// that of the latest attempt, which can have replaced the one in the record.
+func (e *Engine) transaction(r *ledger.Record) string {
+	if n := len(r.Slots); r.Included == nil && n > 0 {
+		l := e.laneOf(common.HexToAddress(r.Slots[n-1].Lane))
+		if s, _, _ := l.slot(r.Slots[n-1].Nonce, common.Hash{}); s != nil {
+			stored := s.snapshot()
+			return stored.Payload().Hash
+		}
+	}
+	return r.Transaction()
+}
+
+// longer returns the pause that follows one of d.
+func longer(d time.Duration) time.Duration { return min(d*3/2, lastPause) }
+
+// pause waits until ctx ends, wake is closed, or d has passed.
+func pause(ctx context.Context, wake <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wake:
+	case <-t.C:
+	}
+}
+
+// A depth says how hard to look.
+type depth int
+
+const (
+	routine  depth = iota // ask only for what the present head can have changed
+	eager                 // ask for receipts, which can be there before their head is
+	thorough              // ask the token, too, instead of trusting our own transactions
+)
+
+// examine asks the chain about an item and takes the steps that follow.
+func (e *Engine) examine(ctx context.Context, it *item, d depth) error {
+	select {
+	case <-it.turn:
+		defer func() { it.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if it.look()%searchAfter == 0 {
+		d = thorough
+	}
+	for ctx.Err() == nil { // each turn moves the payment on, and it has few steps to go
+		kept := it.snapshot()
+		r, err := e.Ledger.Get(ctx, kept.Key)
+		if err != nil {
+			return err
+		}
+		if r.Claims != kept.Claims {
+			e.forget(it) // it was claimed anew, perhaps for another offer
+			return nil
+		}
+		if r.State != kept.State || r.Newer(&kept) {
+			it.set(r)
+		}
+		if r.State.Resting() {
+			e.forget(it)
+			return nil
+		}
+		sight, err := e.look(ctx, it, &r, d)
+		if err != nil {
+			return err
+		}
+		it.saw(sight.Fate)
+		step := Decide(&r, it.until, validBefore(it), sight)
+		if step.To == r.State && same(step.Found, r.Included) {
+			if step.Retry {
+				e.again(it)
+			}
+			return nil
+		}
+		if err := e.agreed(ctx, it, &r, step, sight); err != nil {
+			return err
+		}
+		next, err := e.take(ctx, r, step)
+		if errors.Is(err, ledger.ErrStale) {
+			continue // somebody else was faster: go on from what is stored
+		}
+		if err != nil {
+			return err
+		}
+		e.Logger.Info("payment", "payment", next.Key.String(), "from", string(r.State), "state", string(next.State), "tx", next.Transaction(),
+			"payer", next.Payer, "units", next.Charge, "network", string(e.network), "reason", next.Reason)
+		it.set(next)
+		if step.Resend {
+			e.urge(&next)
+		}
+	}
+	return ctx.Err()
+}
+
+// urge has the transactions of a payment sent again.
+func (e *Engine) urge(r *ledger.Record) {
+	for _, ref := range r.Slots {
+		if s, _, _ := e.laneOf(common.HexToAddress(ref.Lane)).slot(ref.Nonce, common.Hash{}); s != nil {
+			s.urge()
+		}
+	}
+	e.nudges.fire()
+}
+
+// maxSlots is in how many transactions a payment is tried.
+const maxSlots = 3
+
+// again has a payment put into another transaction: those that it was in are
+// in blocks and did not settle it, and the authorization is unused. The first
+// time its transaction carries at most half of what the last one did, then
+// nothing else. A transfer that fails when it is simulated stays as it is,
+// until there is a proof of what becomes of it.
+func (e *Engine) again(it *item) {
+	r := it.snapshot()
+	head, err := e.Chain.Head()
+	if err != nil || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > validBefore(it) || !it.retry(e.Now()) {
+		return
+	}
+	t := &ticket{it: it, most: 1, retry: true, done: make(chan struct{})}
+	if last := r.Slots[len(r.Slots)-1]; len(r.Slots) == 1 {
+		if s, _, _ := e.laneOf(common.HexToAddress(last.Lane)).slot(last.Nonce, common.Hash{}); s != nil {
+			t.most = (len(s.stored.Items) + 1) / 2 // they never change
+		}
+	}
+	if err := e.enqueue(t, false); err != nil {
+		t.finish("", err)
+	}
+}
+
+// take stores a step. Nobody waits for the disk where the step is Forgettable;
+// that a payment is dead invites the payer to pay again and must not be
+// forgotten.
+func (e *Engine) take(ctx context.Context, r ledger.Record, step Step) (ledger.Record, error) {
+	change := func(now *ledger.Record) error {
+		if now.State != r.State || now.Claims != r.Claims {
+			return ledger.ErrStale
+		}
+		now.Included, now.Reason = step.Found, step.Reason
+		if step.Found != nil && now.IntentBlock == 0 {
+			now.IntentBlock = step.Found.Block // from here on the payment is ours to watch
+		}
+		if step.To == now.State {
+			return nil
+		}
+		return now.To(step.To)
+	}
+	if Forgettable(r.State, step.To) {
+		return e.Ledger.UpdateLater(ctx, r.Key, change)
+	}
+	return e.Ledger.Update(ctx, r.Key, change)
+}
+
+// forget ends the watch over an item, unless another has taken its place.
+func (e *Engine) forget(it *item) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.watched[it.key()] == it {
+		delete(e.watched, it.key())
+	}
+}
+
+// look finds out what the chain shows of an item: the receipts of our own
+// transactions first, and, when they say nothing or the depth asks for it,
+// the token itself, for whoever may have submitted the authorization.
+func (e *Engine) look(ctx context.Context, it *item, r *ledger.Record, d depth) (Sight, error) {
+	head, err := e.Chain.Head()
+	if err != nil {
+		return Sight{}, err
+	}
+	s := Sight{Head: head.Number, Mined: len(r.Slots) > 0}
+	search := d == thorough || len(r.Slots) == 0
+	for i := len(r.Slots) - 1; i >= 0 && s.Fate == evm.Untouched; i-- {
+		mined, err := e.lookAtSlot(ctx, it, r.Slots[i], head.Hash, d, &s)
+		if err != nil {
+			return Sight{}, err
+		}
+		s.Mined = s.Mined && mined
+		search = search || mined // whatever it did, if it was not the transfer
+	}
+	// The receipt of a new block can be known before its head is.
+	s.Head = max(s.Head, s.Found.Block)
+	if s.Fate == evm.Paid && r.State != ledger.Settled && countable(it.until) {
+		return s, e.confirm(ctx, it, &s, head, horizon{})
+	}
+	if s.Fate == evm.Untouched && !search && r.Included == nil && head.Time < validBefore(it) {
+		return s, nil // on its way; nothing else can be known yet
+	}
+	h, err := e.finality(ctx, head)
+	if err != nil {
+		return Sight{}, err
+	}
+	s.Safe, s.Finalized, s.FinalizedTime = h.safe.Number, h.finalized.Number, h.finalized.Time
+	expired := s.FinalizedTime >= validBefore(it)
+	if s.Fate == evm.Untouched && (search || expired || r.Included != nil) {
+		if err := e.search(ctx, it, r, h, &s); err != nil {
+			return Sight{}, err
+		}
+	}
+	return s, e.confirm(ctx, it, &s, head, h)
+}
+
+// errMoved says that a look combined what different branches of the chain
+// show. It is looked at again.
+var errMoved = errors.New("the chain has moved while it was looked at")
+
+// confirm makes sure, before anything is concluded from how deep a block is,
+// that the block and the one that its depth was reckoned from are of one
+// branch: a receipt can come from a node that is late, or from before a reorg.
+// That a block is the only thing asked for needs no depth.
+func (e *Engine) confirm(ctx context.Context, it *item, s *Sight, head chain.Head, h horizon) error {
+	if s.Fate == evm.Untouched {
+		return nil
+	}
+	n, counted := it.until.Confirmations()
+	var from chain.Head
+	switch {
+	case s.Found.Block <= s.Finalized:
+		from = h.finalized
+	case s.Found.Block <= s.Safe:
+		from = h.safe
+	case counted && n > 1 && final(it.until, s.Found.Block, *s):
+		from = head
+	default:
+		return nil
+	}
+	now, err := e.Chain.Headers(ctx, s.Found.Block, from.Number)
+	if err == nil && (now[0].Hash != common.HexToHash(s.Found.BlockHash) || now[1].Hash != from.Hash) {
+		err = errMoved
+	}
+	return err
+}
+
+// lookAtSlot reads what a slot did for an item, and reports whether its nonce
+// is used.
+func (e *Engine) lookAtSlot(ctx context.Context, it *item, ref ledger.SlotRef, head common.Hash, d depth, s *Sight) (mined bool, err error) {
+	known, used, unmined := e.laneOf(common.HexToAddress(ref.Lane)).slot(ref.Nonce, head)
+	if unmined && d == routine {
+		return false, nil
+	}
+	if known == nil {
+		receipt, err := e.Chain.Receipt(ctx, common.HexToHash(ref.Hash))
+		if receipt == nil || err != nil {
+			return used, err
+		}
+		s.read(it, receipt, logsOf(receipt))
+		return true, nil
+	}
+	receipt, logs, err := e.receipt(ctx, known)
+	if receipt == nil || err != nil {
+		return used, err
+	}
+	s.read(it, receipt, logs)
+	return true, nil
+}
+
+func countable(f payment.Finality) bool {
+	_, ok := f.Confirmations()
+	return ok
+}
+
+// A horizon is how far the chain is final, as asked for one head.
+type horizon struct {
+	head, safe, finalized chain.Head
+}
+
+// finality returns how far the chain is final. It asks once for each head.
+func (e *Engine) finality(ctx context.Context, head chain.Head) (horizon, error) {
+	e.mu.Lock()
+	h := e.horizon
+	e.mu.Unlock()
+	if h.head.Hash == head.Hash {
+		return h, nil
+	}
+	h = horizon{head: head}
+	var err error
+	// Where the node has no such block yet, nothing is final.
+	if h.finalized, err = e.Chain.Finalized(ctx); err != nil && !errors.Is(err, chain.ErrUnknownBlock) {
+		return horizon{}, err
+	}
+	if h.safe, err = e.Chain.Safe(ctx); err != nil && !errors.Is(err, chain.ErrUnknownBlock) {
+		return horizon{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.horizon = h
+	return h, nil
+}
+
+// due reports whether a look can show anything new on a chain that goes on to
+// head: payments that have nothing left but to become final, or to expire,
+// are left alone until then. But a transfer can be found in a block that is
+// not on the way to the head that is known here, and may never be; it is
+// looked at until it is.
+func (e *Engine) due(ctx context.Context, it *item, head chain.Head) bool {
+	r := it.snapshot()
+	if r.State != ledger.Settled && r.State != ledger.Released {
+		return true
+	}
+	h, err := e.finality(ctx, head)
+	if err != nil {
+		return false
+	}
+	if r.State == ledger.Settled && r.Included != nil {
+		return r.Included.Block <= h.finalized.Number || !e.anchor(ctx, it, r.Included, head)
+	}
+	return h.finalized.Time >= validBefore(it)
+}
+
+// anchor reports whether the block with an item's transfer is on the way to
+// head, as far as the nodes say.
+func (e *Engine) anchor(ctx context.Context, it *item, found *ledger.Inclusion, head chain.Head) bool {
+	if it.isAnchored(found.BlockHash) {
+		return true
+	}
+	switch {
+	case found.Block > head.Number:
+		return false
+	case found.Block == head.Number:
+		if head.Hash.Hex() != found.BlockHash {
+			return false
+		}
+	case found.Block+1 == head.Number:
+		if head.Parent.Hex() != found.BlockHash {
+			return false
+		}
+	default:
+		now, err := e.Chain.HeaderByNumber(ctx, found.Block)
+		if err != nil || now.Hash.Hex() != found.BlockHash {
+			return false
+		}
+	}
+	it.anchor(found.BlockHash)
+	return true
+}
+
+// search asks the token whether the authorization has been used, and if so,
+// reads its logs since the payment was decided on for what used it.
+func (e *Engine) search(ctx context.Context, it *item, r *ledger.Record, h horizon, s *Sight) error {
+	used := it.stateCall()
+	if err := e.Chain.AskAt(ctx, h.head.Hash, used); err != nil {
+		return err
+	}
+	yes, err := truth(used)
+	if err != nil {
+		return err
+	}
+	if !yes {
+		s.Complete = true
+		return nil
+	}
+	logs, err := e.Chain.Logs(ctx, ethereum.FilterQuery{
+		FromBlock: new(big.Int).SetUint64(since(r, h)),
+		Addresses: []common.Address{it.token},
+		Topics: [][]common.Hash{
+			{evm.TopicAuthorizationUsed, evm.TopicAuthorizationCanceled},
+			{common.BytesToHash(it.transfer.From[:])},
+			{it.transfer.Nonce},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for _, l := range logs {
+		if l.Removed {
+			continue
+		}
+		receipt, err := e.Chain.Receipt(ctx, l.TxHash)
+		if err != nil {
+			return err
+		}
+		if receipt == nil {
+			return fmt.Errorf("transaction %s has logs but no receipt: a node lags behind", l.TxHash)
+		}
+		s.read(it, receipt, logsOf(receipt))
+		s.Head = max(s.Head, s.Found.Block)
+		if s.Fate == evm.Paid {
+			return nil
+		}
+	}
+	return nil
+}
+
+// lookBack is how many blocks before a payment was decided on the search
+// begins: somebody else may have submitted the authorization while we still
+// verified it.
+const lookBack = 256
+
+// since returns the block from which on the authorization of r may have been
+// used. Where no block was noted it follows from the time of the claim and
+// the chain's pace, twice over.
+func since(r *ledger.Record, h horizon) uint64 {
+	from := r.IntentBlock
+	if from == 0 {
+		blocks, seconds := h.head.Number-min(h.head.Number, h.finalized.Number), h.head.Time-min(h.head.Time, h.finalized.Time)
+		age := h.head.Time - min(h.head.Time, uint64(max(0, r.Since.Unix())))
+		pace := blocks/max(1, seconds) + 1 // per second
+		from = h.head.Number - min(h.head.Number, 2*age*pace)
+	}
+	return from - min(from, lookBack)
+}
+
+// read takes what one receipt with its logs says about the item.
+func (s *Sight) read(it *item, receipt *types.Receipt, logs []evm.Log) {
+	if receipt.Status != types.ReceiptStatusSuccessful {
+		return
+	}
+	fate, index := it.transfer.Look(it.token, logs)
+	if fate == evm.Untouched {
+		return
+	}
+	s.Fate = fate
+	s.Found = ledger.Inclusion{
+		Transaction: receipt.TxHash.Hex(), Block: receipt.BlockNumber.Uint64(),
+		BlockHash: receipt.BlockHash.Hex(), LogIndex: index,
+	}
+}
+
+// usedByNow asks the token whether the authorization's nonce is used, in
+// whatever block the node has just now.
+func (e *Engine) usedByNow(ctx context.Context, it *item) (bool, error) {
+	used := it.stateCall()
+	if err := e.Chain.Ask(ctx, used); err != nil {
+		return false, err
+	}
+	return truth(used)
+}
+
+// stateCall is the question to the token whether the nonce is used.
+func (it *item) stateCall() *chain.Call {
+	return &chain.Call{Msg: ethereum.CallMsg{To: &it.token, Data: it.transfer.AuthorizationStateCall()}}
+}
+
+// truth reads the answer to a stateCall.
+func truth(c *chain.Call) (bool, error) {
+	if c.Err != nil {
+		return false, c.Err
+	}
+	if len(c.Output) != 32 {
+		return false, fmt.Errorf("token %s answers authorizationState with %d bytes", c.Msg.To, len(c.Output))
+	}
+	return new(big.Int).SetBytes(c.Output).Sign() != 0, nil
+}
+
+// validBefore returns when the item's authorization ends, in unix seconds;
+// the far future where the number is larger than any time.
+func validBefore(it *item) uint64 {
+	if !it.transfer.ValidBefore.IsUint64() {
+		return ^uint64(0)
+	}
+	return it.transfer.ValidBefore.Uint64()
+}
+
+func same(a, b *ledger.Inclusion) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}

@@ -1,0 +1,108 @@
+package till
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// A receiptWriter passes an answer on as it comes, with the receipt stamped
+// on its headers. It holds nothing back: a byte that is written or flushed is
+// written or flushed by the writer below, in the same call.
+type receiptWriter struct {
+	http.ResponseWriter
+	stamp  func(http.Header)
+	status int // 0 until it is written
+}
+
+func (w *receiptWriter) WriteHeader(status int) {
+	if w.status != 0 {
+		return
+	}
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		strip(w.Header()) // the receipt comes with the final answer
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	w.stamp(w.Header())
+	unannounce(w.Header())
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *receiptWriter) Write(b []byte) (int, error) {
+	w.begin()
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom implements io.ReaderFrom, for writers below that have a short way
+// from a file to the client.
+func (w *receiptWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.begin()
+	return io.Copy(w.ResponseWriter, r)
+}
+
+// Flush implements http.Flusher.
+func (w *receiptWriter) Flush() {
+	_ = w.FlushError() // a writer that cannot flush sends when it likes
+}
+
+// FlushError is Flush for http.ResponseController.
+func (w *receiptWriter) FlushError() error {
+	w.begin()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *receiptWriter) begin() {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+}
+
+// end takes from the trailers what only we may say. The server sends them
+// after the handler has returned.
+func (w *receiptWriter) end() {
+	h := w.Header()
+	for name := range h {
+		if plain, ok := strings.CutPrefix(name, http.TrailerPrefix); ok && ours(plain) {
+			delete(h, name)
+		}
+	}
+}
+
+// finish sends what the server still holds of an answer that is complete.
+func (w *receiptWriter) finish() error {
+	if w.status == http.StatusSwitchingProtocols {
+		return nil // the connection is not the server's any more
+	}
+	if err := w.FlushError(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil // it sends when it likes
+}
+
+// unannounce takes from the announced trailers what only we may say. What is
+// not announced with the headers is not sent as a trailer by that name.
+func unannounce(h http.Header) {
+	lines, ok := h["Trailer"]
+	if !ok {
+		return
+	}
+	var kept []string
+	for _, line := range lines {
+		for name := range strings.SplitSeq(line, ",") {
+			if name = strings.TrimSpace(name); name != "" && !ours(name) {
+				kept = append(kept, name)
+			}
+		}
+	}
+	delete(h, "Trailer")
+	if len(kept) > 0 {
+		h.Set("Trailer", strings.Join(kept, ", "))
+	}
+}
+
+// Unwrap lets http.ResponseController reach Hijack, full duplex and the
+// deadlines.
+func (w *receiptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

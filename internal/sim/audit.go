@@ -1,0 +1,206 @@
+package sim
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment"
+)
+
+// release is told of every byte of the goods that leaves. The caller holds
+// the lock.
+func (w *world) release(p *purchase, path string) {
+	if _, again := p.granted[path]; again {
+		return
+	}
+	p.granted[path] = struct{}{}
+	w.note("release", "", p.name, path)
+	if len(p.granted) > 1 {
+		w.violate("I2: payment %s was granted to two requests", p.name)
+	}
+	if !p.reached && w.profile.until != payment.Submitted {
+		w.violate("I1: the goods of payment %s left, but the transfer was never %s", p.name, w.profile.until)
+	}
+}
+
+// upstreamBegins is told of every call of the upstream. The caller holds the
+// lock.
+func (w *world) upstreamBegins(p *purchase, life *process, method string) {
+	p.running[life.name]++
+	if p.running[life.name] > 1 {
+		w.violate("I5: the upstream runs twice at once for payment %s", p.name)
+	}
+	r, _ := life.store.live.record(ledgerKey(p.key))
+	claim := strconv.Itoa(r.Claims)
+	p.runs[claim]++
+	if method == http.MethodPost && w.profile.mode == "held" && !w.profile.contract && p.runs[claim] > 1 {
+		w.violate("I5: the upstream ran twice for one claim of payment %s", p.name)
+	}
+}
+
+// durableBefore checks that a transaction is on disk before it is sent. The
+// caller holds the lock.
+func (w *world) durableBefore(tx common.Hash) {
+	if w.sent[tx] {
+		return // it may be mined and forgotten by now
+	}
+	w.sent[tx] = true
+	if !w.durable.mentions(strings.TrimPrefix(tx.Hex(), "0x")) {
+		w.violate("transaction %s was broadcast before it was on disk", short(tx))
+	}
+}
+
+// transitions is told of every write that becomes durable, before it does. The
+// caller holds the lock.
+func (w *world) transitions(before image, writes []ledger.Write) {
+	for _, write := range writes {
+		p := w.byKey[write.Key]
+		if p == nil || write.Value == nil {
+			continue
+		}
+		old := ledger.State("")
+		if e, ok := before[write.Key]; ok {
+			old = stateOf(e.Value)
+		}
+		next := stateOf(write.Value)
+		if !p.claimed {
+			p.claimed = true
+			if p.theft {
+				w.steal(p)
+			}
+		}
+		if old == next {
+			continue
+		}
+		w.covered(transition(old, next))
+		if !old.Can(next) {
+			w.violate("payment %s went from %q to %q", p.name, old, next)
+		}
+	}
+}
+
+func transition(from, to ledger.State) string {
+	if from == "" {
+		from = "none"
+	}
+	return string(from) + " → " + string(to)
+}
+
+// audit compares the chain, the ledger, and what clients got, once everything
+// rests. The caller holds the lock.
+func (w *world) audit() {
+	final := w.chain.tip.back(w.chain.finalLag)
+	if final == nil {
+		final = w.chain.tip.ancestor(0)
+	}
+	booked := uint64(0)
+	for _, p := range w.purchases {
+		w.auditPurchase(p, final)
+		if r, ok := w.live(p); ok && isBooked(r.State) {
+			booked += price
+		}
+	}
+	if have := final.state.balances[w.purse.seller]; have != booked {
+		w.violate("I7: the seller has %d, the ledger says %d", have, booked)
+	}
+	w.auditLanes()
+}
+
+func (w *world) live(p *purchase) (ledger.Record, bool) {
+	if w.current == nil {
+		return ledger.Record{}, false
+	}
+	return w.current.store.live.record(ledgerKey(p.key))
+}
+
+func (w *world) auditPurchase(p *purchase, final *block) {
+	u, used := final.state.used[p.auth]
+	paid := used && u.paid
+	r, known := w.live(p)
+	switch {
+	case paid && !(known && isBooked(r.State)):
+		w.violate("I3: payment %s has moved money, but the ledger says %q", p.name, r.State)
+	case !paid && known && isBooked(r.State):
+		w.violate("payment %s is %s, but no money has moved", p.name, r.State)
+	case !paid && known && r.State == ledger.Dead && !used && final.time < p.ticket.transfer.ValidBefore.Uint64():
+		w.violate("payment %s is dead, but can still be used", p.name)
+	}
+	if paid {
+		w.report.Transfers++
+	}
+	for _, refused := range p.refusals {
+		w.covered("402 " + refused.reason)
+		switch {
+		case !paid:
+		case refused.reason == string(payment.EVMTransactionFailed):
+			w.violate("I4: payment %s was refused for good, but has moved money", p.name)
+		case u.ours && !p.presentedAfter(refused.at):
+			w.violate("I4: payment %s was refused (%s) and not sent again, but we have moved its money", p.name, refused.reason)
+		}
+	}
+	if !p.honest() {
+		return
+	}
+	w.report.Honest++
+	if p.served > 0 {
+		w.report.Served++
+	}
+	if p.served == 0 && paid && (u.ours || len(p.refusals) == 0) && !owed(&r, p.unsafe) {
+		w.violate("payment %s was charged, and its payer has nothing", p.name)
+	}
+}
+
+// owed reports whether the money is to go back, or has. What is undeliverable
+// becomes REFUND_DUE at the till's next round, once the money is final; and so
+// does, once its authorization has expired, the money of a request that must
+// not be repeated, which a stranger has moved after it was let go.
+func owed(r *ledger.Record, unsafe bool) bool {
+	return r.State == ledger.RefundDue || r.State == ledger.Refunded || r.Delivery == ledger.Undeliverable || unsafe && r.Ran && r.Owed()
+}
+
+// isBooked reports whether the ledger knows that the money has come.
+func isBooked(s ledger.State) bool {
+	return s.Paid() || s == ledger.RefundDue || s == ledger.Refunded
+}
+
+func (p *purchase) presentedAfter(t time.Time) bool {
+	for _, at := range p.presented {
+		if at.After(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// auditLanes checks that every nonce handed out was used. The caller holds the
+// lock.
+func (w *world) auditLanes() {
+	for lane, open := range w.openNonces() {
+		w.violate("I6: lane %s has %d nonces that are in no block", lane, open)
+	}
+}
+
+// openNonces counts, for each lane, the nonces that the ledger has handed out
+// and that are in no block. The caller holds the lock.
+func (w *world) openNonces() map[string]uint64 {
+	open := map[string]uint64{}
+	if w.current == nil {
+		return open
+	}
+	for k, e := range w.current.store.live {
+		var lane ledger.Lane
+		if !strings.HasPrefix(string(k), "lane/") || json.Unmarshal(e.Value, &lane) != nil {
+			continue
+		}
+		if used := w.chain.tip.state.nonces[common.HexToAddress(lane.Address)]; lane.Next > used {
+			open[lane.Address] = lane.Next - used
+		}
+	}
+	return open
+}

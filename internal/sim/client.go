@@ -1,0 +1,301 @@
+package sim
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment"
+)
+
+// A purchase is one payment, with what its owner and others do with it.
+type purchase struct {
+	name   string
+	key    payment.Key
+	auth   authorization
+	ticket *ticket
+
+	copies  int           // how many send the same request at once
+	split   bool          // one of them asks for something else
+	vanish  bool          // nobody waits for an answer, and nobody asks again
+	again   bool          // asks once more after it was served
+	cancels time.Duration // when the payer cancels; 0 means never
+	drains  time.Duration // when the payer moves all money away; 0 means never
+	refills bool          // and back
+	theft   bool          // a stranger submits the authorization once it is claimed
+	unsafe  bool          // by POST
+
+	// Guarded by the world's lock.
+	claimed   bool
+	presented []time.Time         // when requests with it began
+	refusals  []refusal           // answers that ask to pay again
+	granted   map[string]struct{} // the requests that got a byte of their goods
+	served    int                 // how many whole answers were received
+	open      int                 // copies that have none yet
+	reached   bool                // the transfer was once as final as the route asks for
+	running   map[string]int      // upstream calls at work, by process
+	runs      map[string]int      // upstream calls, by claim
+}
+
+type refusal struct {
+	at     time.Time
+	reason string
+}
+
+func (p *purchase) honest() bool { return !p.vanish }
+
+// goods is what a path gives, in parts.
+func goods(path string) []string { return []string{"goods ", "of ", path} }
+
+// buy sends a payment until there is a final answer.
+func (w *world) buy(p *purchase, who, path string) {
+	d := w.dice.of("client " + who)
+	if !w.rest(d.of("start").between(0, w.profile.arrive)) {
+		return
+	}
+	for try := 0; ; try++ {
+		status := w.request(p, fmt.Sprintf("%s#%d", who, try), path, d.nth(try))
+		if p.vanish {
+			break
+		}
+		w.mu.Lock()
+		done := false
+		switch status {
+		case http.StatusOK:
+			done = !p.again || try > 0 && d.nth(try).oneIn(2)
+		case http.StatusPaymentRequired, http.StatusConflict, http.StatusGone:
+			done = true
+		}
+		w.mu.Unlock()
+		if done || !w.rest(d.nth(try).of("pause").between(time.Second, 3*time.Second)) {
+			break
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p.open--
+}
+
+// request sends one request and returns the status of its answer, or 0 if
+// there was none.
+func (w *world) request(p *purchase, actor, path string, d dice) int {
+	w.mu.Lock()
+	life := w.current
+	p.presented = append(p.presented, time.Now())
+	if life == nil || life.serves == nil {
+		w.note("refused connection", actor, p.name, "")
+		w.mu.Unlock()
+		return 0
+	}
+	s := life.serves
+	s.users++
+	patience := w.profile.patience
+	if p.vanish {
+		patience = d.of("vanish").between(time.Millisecond, 4*time.Second)
+	}
+	ctx, hangUp := context.WithTimeout(as(context.Background(), actor), patience)
+	defer hangUp()
+	out := &wire{w: w, life: life, purchase: p, actor: actor, path: path, ctx: ctx, header: http.Header{}, whole: strings.Join(goods(path), "")}
+	w.note("request", actor, p.name, path)
+	w.mu.Unlock()
+
+	done := make(chan struct{})
+	w.spawn(func() {
+		defer close(done)
+		out.serve(s, w.requestFor(ctx, p, path))
+	})
+	select {
+	case <-done:
+	case <-life.broken:
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	status := out.received(life)
+	w.note("answer", actor, p.name, fmt.Sprintf("%d %s", status, out.reason()))
+	switch status {
+	case http.StatusOK:
+		p.served++
+	case http.StatusPaymentRequired:
+		p.refusals = append(p.refusals, refusal{time.Now(), out.reason()})
+	}
+	return status
+}
+
+func (w *world) requestFor(ctx context.Context, p *purchase, path string) *http.Request {
+	method := http.MethodGet
+	if p.unsafe {
+		method = http.MethodPost
+	}
+	r := &http.Request{
+		Method: method, URL: &url.URL{Path: path}, Host: "shop.example", Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{http.CanonicalHeaderKey(p.ticket.header): {p.ticket.value}}, Body: http.NoBody,
+	}
+	return r.WithContext(ctx)
+}
+
+// A wire is one connection from a client to a process.
+type wire struct {
+	w        *world
+	life     *process
+	purchase *purchase
+	actor    string
+	path     string
+	whole    string // the goods
+	ctx      context.Context
+	header   http.Header
+
+	// Guarded by the world's lock.
+	status int
+	sent   http.Header
+	body   strings.Builder
+	ended  bool
+	err    error
+}
+
+// serve runs the till.
+func (c *wire) serve(s *shift, r *http.Request) {
+	_, err := s.till.Serve(c, r, c.w.route, c.upstream)
+	if c.life.enter() != nil {
+		return
+	}
+	defer c.w.mu.Unlock()
+	c.ended, c.err = true, err
+	if s.users--; s.retired && s.users == 0 {
+		close(s.idle)
+	}
+}
+
+// received returns the status of a whole answer. A connection that breaks
+// after the last byte of the goods has delivered them.
+func (c *wire) received(life *process) int {
+	if c.status == http.StatusOK && c.body.String() == c.whole && c.sent.Get(payment.HeaderResponse) != "" {
+		return http.StatusOK
+	}
+	if !c.ended || life.dead || c.ctx.Err() != nil {
+		return 0
+	}
+	if c.err != nil && c.status == 0 {
+		return http.StatusBadGateway
+	}
+	return c.status
+}
+
+// reason returns what the answer says about the settlement.
+func (c *wire) reason() string {
+	doc, err := base64.StdEncoding.DecodeString(c.sent.Get(payment.HeaderResponse) + c.sent.Get(payment.HeaderResponseV1))
+	if err != nil || len(doc) == 0 {
+		return ""
+	}
+	var answer struct{ ErrorReason string }
+	_ = json.Unmarshal(doc, &answer) // what is no JSON has no reason
+	return answer.ErrorReason
+}
+
+// Header implements http.ResponseWriter.
+func (c *wire) Header() http.Header { return c.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (c *wire) WriteHeader(status int) {
+	if c.life.enter() != nil {
+		return
+	}
+	defer c.w.mu.Unlock()
+	if c.status == 0 && status >= 200 {
+		c.status, c.sent = status, c.header.Clone()
+	}
+}
+
+// Write implements http.ResponseWriter. The process can die before, in the
+// middle of, and after what it writes.
+func (c *wire) Write(b []byte) (int, error) {
+	if err := c.life.enter(); err != nil {
+		return 0, err
+	}
+	if c.status == 0 {
+		c.status, c.sent = http.StatusOK, c.header.Clone()
+	}
+	parts := []string{string(b)}
+	paid := c.status == http.StatusOK
+	if paid && len(b) > 1 {
+		parts = []string{string(b[:len(b)/2]), string(b[len(b)/2:])}
+	}
+	for i, part := range parts {
+		if paid && i == 0 && c.body.Len() == 0 && c.life.strike("answer", "", true) || paid && i == 1 && c.life.strike("answer", "", false) {
+			c.w.mu.Unlock()
+			return 0, c.life.park()
+		}
+		if c.ctx.Err() != nil {
+			c.w.mu.Unlock()
+			return 0, errors.New("broken pipe")
+		}
+		if paid {
+			c.w.release(c.purchase, c.path)
+		}
+		c.body.WriteString(part)
+	}
+	if paid && c.body.String() == c.whole && c.life.strike("answered", "", false) {
+		c.w.mu.Unlock()
+		return 0, c.life.park()
+	}
+	c.w.mu.Unlock()
+	return len(b), nil
+}
+
+// upstream makes the goods.
+func (c *wire) upstream(out http.ResponseWriter, r *http.Request, _ *till.Sale) error {
+	w, p := c.w, c.purchase
+	if err := c.life.enter(); err != nil {
+		return err
+	}
+	w.upstreamBegins(p, c.life, r.Method)
+	w.mu.Unlock()
+	var status int
+	err := c.life.act(r.Context(), interaction{kind: "upstream", id: c.path, least: 2 * time.Millisecond, most: w.profile.upstream}, func(l luck) error {
+		switch {
+		case l.broken && l.dice.oneIn(2):
+			w.covered("upstream fails")
+			return errors.New("connection refused")
+		case l.broken || l.late:
+			w.covered("upstream answers 500")
+			status = http.StatusInternalServerError
+		}
+		return nil
+	})
+	defer func() {
+		if c.life.enter() == nil {
+			defer w.mu.Unlock()
+			p.running[c.life.name]--
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		out.WriteHeader(status)
+		_, err = out.Write([]byte("sorry"))
+		return err
+	}
+	for i, part := range goods(c.path) {
+		if i > 0 && w.route.Mode == till.First {
+			if err := sleep(r.Context(), c.life.dice.of(c.actor).nth(i).between(time.Millisecond, 20*time.Millisecond)); err != nil {
+				return err
+			}
+		}
+		if _, err := out.Write([]byte(part)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ledgerKey names a payment's record in a store.
+func ledgerKey(k payment.Key) ledger.Key { return ledger.Key("pay/" + k.String()) }
