@@ -1,0 +1,132 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/tollgate402/tollgate/payment"
+)
+
+// Offer is one way to pay for a route. What it does not say is taken from the
+// route, and what neither says from the app.
+type Offer struct {
+	// The price: "$0.01", "0.01 USDC", or atomic units in plain digits. It
+	// is never rounded: one that is finer than the token is refused.
+	Price string `json:"price,omitempty"`
+
+	// The network that is paid on. Default: the app's first one.
+	Network string `json:"network,omitempty"`
+
+	// The token that is paid in: its symbol or its address. Default: the
+	// network's first one.
+	Token string `json:"token,omitempty"`
+
+	// Who is paid: an address. Placeholders are resolved when the
+	// configuration is loaded. Default: the app's.
+	PayTo string `json:"pay_to,omitempty"`
+
+	// How money moves. Default and only choice: "exact".
+	Scheme string `json:"scheme,omitempty"`
+
+	// How long the payer's authorization must stay valid, in whole seconds.
+	// Default: the app's.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// where the Caddyfile says what, for errors.
+	where places
+}
+
+// over returns o with what it does not say taken from other.
+func (o Offer) over(other Offer) Offer {
+	for _, f := range []struct {
+		own      *string
+		fallback string
+	}{
+		{&o.Price, other.Price}, {&o.Network, other.Network}, {&o.Token, other.Token}, {&o.PayTo, other.PayTo}, {&o.Scheme, other.Scheme},
+	} {
+		if *f.own == "" {
+			*f.own = f.fallback
+		}
+	}
+	if o.Timeout == 0 {
+		o.Timeout = other.Timeout
+	}
+	return o
+}
+
+// build returns the offer as payers see it.
+func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
+	o = o.over(Offer{PayTo: a.PayTo, Scheme: string(payment.Exact), Timeout: a.Timeout})
+	if o.Timeout == 0 {
+		o.Timeout = caddy.Duration(payment.DefaultTimeout)
+	}
+	if payment.Scheme(o.Scheme) != payment.Exact {
+		return payment.Offer{}, about("scheme", fmt.Errorf("scheme %q is not settled here: write exact", o.Scheme))
+	}
+	network, err := a.networkOf(o.Network)
+	if err != nil {
+		return payment.Offer{}, about("network", err)
+	}
+	token, err := a.tokenOf(network, o.Token)
+	if err != nil {
+		return payment.Offer{}, about("token", err)
+	}
+	if o.Price == "" {
+		return payment.Offer{}, errors.New("the price is missing: write it like $0.01")
+	}
+	price, err := payment.ParsePrice(o.Price, token)
+	if err != nil {
+		return payment.Offer{}, about("price", err)
+	}
+	if o.PayTo == "" {
+		return payment.Offer{}, errors.New("nobody is named to be paid: add \"pay_to <address>\" to the global option x402 or to the route")
+	}
+	payTo, err := resolve("pay_to", o.PayTo)
+	if err != nil {
+		return payment.Offer{}, about("pay_to", err)
+	}
+	if payTo, err = payment.ParseAddress(network, payTo); err != nil {
+		return payment.Offer{}, about("pay_to", fmt.Errorf("pay_to: %w", err))
+	}
+	offer := payment.Offer{Scheme: payment.Exact, Amount: price, PayTo: payTo, Timeout: time.Duration(o.Timeout), Until: until}
+	return offer, about("price", offer.Check())
+}
+
+func (a *App) networkOf(name string) (payment.Network, error) {
+	if name != "" {
+		return payment.ParseNetwork(name)
+	}
+	if len(a.Networks) == 0 {
+		return "", errors.New("no network is named: add \"network <name>\" to the global option x402 or to the route")
+	}
+	return a.Networks[0].network, nil
+}
+
+// tokenOf finds a token by symbol or address; an empty name is the first one.
+func (a *App) tokenOf(n payment.Network, name string) (payment.Token, error) {
+	var tokens []payment.Token
+	if c, ok := a.networks[n]; ok {
+		tokens = c.tokens
+	} else if usdc, ok := payment.USDC(n); ok {
+		tokens = []payment.Token{usdc}
+	}
+	if len(tokens) == 0 {
+		return payment.Token{}, fmt.Errorf("no token is known on %s: add \"token <address> { … }\" to the network in the global option x402", n)
+	}
+	if name == "" {
+		return tokens[0], nil
+	}
+	address, _ := payment.CanonicalAddress(n, name)
+	known := make([]string, 0, len(tokens))
+	for _, t := range tokens {
+		if t.Symbol == name || t.Address == address {
+			return t, nil
+		}
+		known = append(known, t.Symbol)
+	}
+	return payment.Token{}, fmt.Errorf("token %q is not taken on %s: write one of %s, or its address, or add it to the network in the global option x402", name, n, strings.Join(known, ", "))
+}

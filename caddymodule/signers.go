@@ -1,0 +1,108 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
+	"github.com/tollgate402/tollgate/signer/localkey"
+)
+
+func init() {
+	caddy.RegisterModule(&KeySigner{})
+}
+
+// KeySigner signs with one private key in this process's memory.
+type KeySigner struct {
+	// The key, 64 hexadecimal digits, as a placeholder: {env.NAME} or
+	// {file./run/secrets/name}. A key written here is refused.
+	Key string `json:"key,omitempty"`
+
+	// The key itself. Everybody who can read the configuration has it then,
+	// so it is for play money only.
+	InsecureLiteralKey string `json:"insecure_literal_key,omitempty"`
+
+	signer *localkey.Key
+}
+
+// CaddyModule returns the Caddy module information.
+func (*KeySigner) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "x402.signers.key", New: func() caddy.Module { return new(KeySigner) }}
+}
+
+// What errors call the key, and the name that they propose for it.
+const privateKey, laneExample = "a private key", "X402_LANE_KEY"
+
+// Provision reads the key.
+func (s *KeySigner) Provision(caddy.Context) error {
+	key := s.InsecureLiteralKey
+	switch {
+	case s.Key == "" && key == "":
+		return errors.New("the key is missing: write \"key {env.X402_LANE_KEY}\"")
+	case s.Key != "" && key != "":
+		return errors.New("key and insecure_literal_key exclude each other")
+	case s.Key != "":
+		var err error
+		if key, err = secret(privateKey, s.Key, laneExample); err != nil {
+			return err
+		}
+	}
+	var err error
+	s.signer, err = localkey.Parse(key)
+	return err
+}
+
+// Address implements payment.CallSigner.
+func (s *KeySigner) Address() common.Address { return s.signer.Address() }
+
+// SignCall implements payment.CallSigner.
+func (s *KeySigner) SignCall(ctx context.Context, c *payment.LaneCall) ([]byte, error) {
+	return s.signer.SignCall(ctx, c)
+}
+
+// SignTransfer implements till.TransferSigner.
+func (s *KeySigner) SignTransfer(ctx context.Context, d evm.Domain, a evm.Authorization) (*evm.Transfer, error) {
+	return s.signer.SignTransfer(ctx, d, a)
+}
+
+// UnmarshalCaddyfile reads "key {env.NAME}", or
+//
+//	key {
+//		insecure_literal_key <hex>
+//	}
+func (s *KeySigner) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		s.Key = d.Val()
+		if err := checkSecret(privateKey, s.Key, laneExample); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	if d.NextArg() {
+		return d.Err("after lane key comes one placeholder, such as {env.X402_LANE_KEY}")
+	}
+	for d.NextBlock(0) {
+		switch d.Val() {
+		case "insecure_literal_key":
+			if err := text(d, &s.InsecureLiteralKey); err != nil {
+				return err
+			}
+		default:
+			return unknown(d, "lane key", "insecure_literal_key")
+		}
+	}
+	return nil
+}
+
+var (
+	_ payment.CallSigner    = (*KeySigner)(nil)
+	_ till.TransferSigner   = (*KeySigner)(nil)
+	_ caddy.Provisioner     = (*KeySigner)(nil)
+	_ caddyfile.Unmarshaler = (*KeySigner)(nil)
+)
