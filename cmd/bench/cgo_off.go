@@ -1,0 +1,5 @@
+//go:build !cgo && !recoverchild
+
+package main
+
+const cgo = false

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/tollgate402/tollgate"
+	_ "github.com/tollgate402/tollgate/caddymodule"
+	"github.com/tollgate402/tollgate/internal/devchain"
+	"github.com/tollgate402/tollgate/payment"
+)
+
+// The fixed ports on 127.0.0.1.
+const (
+	portAPI      = 4021
+	portUpstream = 4022
+	portAdmin    = 4023
+	portRPC      = 8545
+)
+
+// A sandbox is everything that runs.
+type sandbox struct {
+	chain    *devchain.Chain
+	upstream *http.Server
+	grants   *atomic.Int64
+	api      string // address of the API
+	admin    string
+	dir      string
+	keep     bool // dir belongs to the user
+	hostile  bool
+	seed     uint64        // of the hostility
+	peace    func()        // ends the reorgs; nil where there are none
+	calm     chan struct{} // closed when they have ended
+}
+
+func start(o options) (s *sandbox, err error) {
+	s = &sandbox{grants: &atomic.Int64{}, hostile: o.hostile, seed: o.seed}
+	if s.hostile && s.seed == 0 {
+		s.seed = rand.Uint64N(1 << 32) //nolint:gosec // no secret
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	if s.dir, s.keep, err = folder(o.data); err != nil {
+		return s, err
+	}
+	var rpc, up string
+	for _, p := range []struct {
+		address *string
+		port    int
+		what    string
+	}{{&rpc, portRPC, "the chain's RPC"}, {&s.api, portAPI, "the API"}, {&up, portUpstream, "the upstream"}, {&s.admin, portAdmin, "Caddy's admin API"}} {
+		if *p.address, err = reserve(p.port, p.what, o.ephemeral); err != nil {
+			return s, err
+		}
+	}
+	if s.chain, err = devchain.Start(devchain.Config{Addr: rpc, BlockTime: o.blockTime}); err != nil {
+		return s, fmt.Errorf("starting the chain: %w", err)
+	}
+	if err := s.serveUpstream(up); err != nil {
+		return s, err
+	}
+	if s.hostile {
+		s.startReorgs()
+	}
+	return s, s.runCaddy(o, up)
+}
+
+// startReorgs makes the chain hostile.
+func (s *sandbox) startReorgs() {
+	var ctx context.Context
+	ctx, s.peace = context.WithCancel(context.Background())
+	s.calm = make(chan struct{})
+	go func() { // ends with peace; stop waits for it
+		defer close(s.calm)
+		if err := reorg(ctx, s.chain, s.seed); err != nil {
+			fmt.Fprintln(os.Stderr, "sandbox: no block is replaced any more:", err)
+		}
+	}()
+}
+
+// folder returns where this run keeps its files. The chain forgets everything
+// at the end, so each run gets a ledger of its own.
+func folder(base string) (dir string, keep bool, err error) {
+	if base == "" {
+		dir, err = os.MkdirTemp("", "tollgate-sandbox-")
+		return dir, false, err
+	}
+	dir, err = filepath.Abs(filepath.Join(base, time.Now().UTC().Format("20060102-150405.000")))
+	if err != nil {
+		return "", true, err
+	}
+	return dir, true, os.MkdirAll(dir, 0o700)
+}
+
+// reserve returns a free address on 127.0.0.1.
+func reserve(port int, what string, ephemeral bool) (string, error) {
+	if ephemeral {
+		port = 0
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return "", fmt.Errorf("port %d for %s is taken: stop what listens there (another sandbox?), or use --ephemeral-ports", port, what)
+	}
+	if err != nil {
+		return "", fmt.Errorf("listening for %s: %w", what, err)
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// serveUpstream runs the API that is sold. It knows nothing of payments.
+func (s *sandbox) serveUpstream(address string) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /_sandbox/grants", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]int64{"grants": s.grants.Load()})
+	})
+	mux.HandleFunc("GET /weather", func(w http.ResponseWriter, _ *http.Request) {
+		s.grants.Add(1)
+		writeJSON(w, map[string]string{"city": "Lisbon", "weather": "sunny", "temperature": "24 °C"})
+	})
+	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
+		s.grants.Add(1)
+		var body json.RawMessage
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&body); err != nil {
+			http.Error(w, "the body must be JSON", http.StatusBadRequest)
+			return
+		}
+		writeJSON(w, map[string]json.RawMessage{"echo": body})
+	})
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening for the upstream: %w", err)
+	}
+	s.upstream = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = s.upstream.Serve(l) }() // ends with Close in stop
+	return nil
+}
+
+func writeJSON[T any](w http.ResponseWriter, v T) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the caller has gone
+}
+
+// runCaddy runs Caddyfile.example in this process.
+func (s *sandbox) runCaddy(o options, upstream string) error {
+	log := "file " + filepath.Join(s.dir, "caddy.log")
+	if o.verbose {
+		log = "stderr"
+	}
+	for name, value := range map[string]string{
+		"TOLLGATE_LISTEN":   s.api,
+		"TOLLGATE_UPSTREAM": upstream,
+		"TOLLGATE_ADMIN":    s.admin,
+		"TOLLGATE_RPC":      s.chain.WebSocketURL(),
+		"TOLLGATE_PAY_TO":   s.seller().Address.Hex(),
+		"TOLLGATE_LANE_KEY": keyHex(s.chain.Account("facilitator")),
+		"TOLLGATE_DATA":     s.dir,
+		"TOLLGATE_LOG":      log,
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	source := tollgate.Caddyfile
+	if s.hostile {
+		source = bytes.Replace(source, []byte("facilitator embedded"), []byte("facilitator hostile "+strconv.FormatUint(s.seed, 10)), 1)
+	}
+	config, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(source, map[string]any{"filename": "Caddyfile.example"})
+	if err != nil {
+		return fmt.Errorf("reading Caddyfile.example: %w", err)
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(os.Stderr, "sandbox:", w)
+	}
+	if err := caddy.Load(config, true); err != nil {
+		return fmt.Errorf("starting Caddy with Caddyfile.example: %w", err)
+	}
+	return nil
+}
+
+// stop ends everything and removes what only this run needed.
+func (s *sandbox) stop() error {
+	var errs []error
+	errs = append(errs, caddy.Stop())
+	if s.upstream != nil {
+		errs = append(errs, s.upstream.Close())
+	}
+	if s.peace != nil {
+		s.peace()
+		<-s.calm
+	}
+	if s.chain != nil {
+		errs = append(errs, s.chain.Close())
+	}
+	if s.dir != "" && !s.keep {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *sandbox) payer() devchain.Account  { return s.chain.Account("payer") }
+func (s *sandbox) seller() devchain.Account { return s.chain.Account("seller") }
+func (s *sandbox) apiURL() string           { return "http://" + s.api }
+func (s *sandbox) paidURL() string          { return s.apiURL() + "/weather" }
+func (s *sandbox) facilitatorURL() string   { return s.apiURL() + "/facilitator" }
+
+// keyHex returns a private key that is public: those of the chain's accounts
+// are derived from their labels.
+func keyHex(a devchain.Account) string { return "0x" + hex.EncodeToString(crypto.FromECDSA(a.Key)) }
+
+// print writes everything that a program needs to use the sandbox.
+func (s *sandbox) print() error {
+	type account struct {
+		Label      string `json:"label"`
+		Address    string `json:"address"`
+		PrivateKey string `json:"private_key"`
+	}
+	var accounts []account
+	for _, a := range s.chain.Accounts() {
+		accounts = append(accounts, account{a.Label, a.Address.Hex(), keyHex(a)})
+	}
+	network := payment.EVM(s.chain.ChainID())
+	return json.NewEncoder(os.Stdout).Encode(struct {
+		ChainID        uint64    `json:"chain_id"`
+		RPCURL         string    `json:"rpc_url"`
+		APIURL         string    `json:"api_url"`
+		PaidURL        string    `json:"paid_url"`
+		FacilitatorURL string    `json:"facilitator_url"`
+		AdminURL       string    `json:"admin_url"`
+		Token          string    `json:"token"`
+		Network        string    `json:"network"`
+		NetworkV1      string    `json:"network_v1"`
+		Price          string    `json:"price"` // atomic units
+		PayTo          string    `json:"pay_to"`
+		Data           string    `json:"data"`
+		Hostile        bool      `json:"hostile,omitempty"`
+		Seed           uint64    `json:"seed,omitempty"` // of the hostility
+		Accounts       []account `json:"accounts"`
+	}{
+		s.chain.ChainID(), s.chain.URL(), s.apiURL(), s.paidURL(), s.facilitatorURL(), "http://" + s.admin,
+		devchain.USDC.Hex(), string(network), network.In(payment.V1), "1000", s.seller().Address.Hex(), s.dir, s.hostile, s.seed, accounts,
+	})
+}
