@@ -1,0 +1,179 @@
+// Command kill kills Tollgate while clients pay, again and again, and holds
+// what the chain did against what the ledger says and what the clients got.
+//
+//	go run ./e2e/kill -cycles 200 -seed 1
+//
+// In each cycle the real program, built with the tag "failpoint", serves
+// clients that pay on a chain of our own; it is killed with SIGKILL, at a
+// point of the crash matrix (K0 to K14, see internal/failpoint) or at any
+// moment, and started again on the same ledger. The chain, the clients and
+// the upstream outlive it. The run fails if a client was charged twice for
+// one order or told to pay again for a payment that settles, if money moved
+// and nothing came of it, if one payment bought twice or nothing was paid for
+// what was handed out, if fewer than 90 % of the honest payments settled, or
+// if a point of the matrix was never reached.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/tollgate402/tollgate/internal/failpoint"
+)
+
+type options struct {
+	cycles      int
+	seed        uint64
+	clients     int
+	facilitator string
+	without     string
+	binary      string
+	jams        float64
+	broken      failpoint.Break
+	keep        bool
+	reruns      bool
+}
+
+func main() {
+	var o options
+	var selfTest bool
+	flag.IntVar(&o.cycles, "cycles", 200, "how often the process is killed")
+	flag.Uint64Var(&o.seed, "seed", 1, "decides how each life ends")
+	flag.IntVar(&o.clients, "clients", 24, "how many clients pay at the same time")
+	flag.StringVar(&o.facilitator, "facilitator", "embedded", "who settles: embedded, or remote, which is a second process that is killed too")
+	flag.StringVar(&o.without, "without", "", "points that this build cannot reach, such as `K11`; they are named in the result")
+	flag.StringVar(&o.binary, "binary", "", "a cmd/tollgate that is already built with the tag failpoint")
+	flag.BoolVar(&o.reruns, "allow-reruns", false, "let the upstream run again for a POST whose payment was released after a crash")
+	flag.BoolVar(&o.keep, "keep", false, "keep ledgers and logs also after a run without problems")
+	flag.BoolVar(&selfTest, "self-test", false, "run builds that are broken on purpose, and succeed if each of them is caught")
+	flag.Parse()
+	o.jams = 0.15
+	if flag.NArg() > 0 || o.cycles < 1 || o.clients < 1 || o.facilitator != "embedded" && o.facilitator != "remote" {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	run := run
+	if selfTest {
+		run = proveSight
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "kill:", err)
+		os.Exit(1)
+	}
+}
+
+// run makes one run and prints its result.
+func run(ctx context.Context, o options) (err error) {
+	h, err := newHarness(ctx, o)
+	if h != nil {
+		defer func() { err = errors.Join(err, h.close(err != nil)) }()
+	}
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	fmt.Printf("seed %d, %d cycles, %d clients, facilitator %s\n", o.seed, o.cycles, o.clients, o.facilitator)
+	failed := h.cycles(ctx)
+	t := h.totals()
+	points := make([]string, 0, len(t.points))
+	for _, p := range failpoint.Points() {
+		points = append(points, fmt.Sprintf("%s=%d", p, t.points[p]))
+	}
+	fmt.Printf("killed at %s and %d times at any moment, in %s\n", strings.Join(points, " "), t.random, time.Since(began).Round(time.Second))
+	fmt.Printf("settled %.1f%% of the honest payments (%d of %d) for %d orders; recovery p50 %d ms, longest %d ms\n",
+		100*float64(t.settled)/float64(max(1, t.payments)), t.settled, t.payments, t.orders, t.recovery(50), t.recovery(100))
+	if o.without != "" {
+		fmt.Printf("left out: %s\n", o.without)
+	}
+	err = t.enough(without(o))
+	if failed != nil {
+		err = failed // what else is missing follows from that
+	}
+	fmt.Printf("cycles=%d payments=%d double_charges=%d lost=%d double_grants=%d recovery_p99_ms=%d\n",
+		t.cycles, t.payments, t.counts[doubleCharge], t.counts[lost], t.counts[doubleGrant], t.recovery(99))
+	return err
+}
+
+func without(o options) []failpoint.Point {
+	var list []failpoint.Point
+	for s := range strings.SplitSeq(o.without, ",") {
+		list = append(list, failpoint.Point(s))
+	}
+	return list
+}
+
+// totals is what a run has come to.
+type totals struct {
+	cycles, orders, payments, settled int
+	random                            int // lives that ended at any moment
+	points                            map[failpoint.Point]int
+	recoveries                        []time.Duration // sorted
+	counts                            map[kind]int
+}
+
+// recovery returns a percentile of the times from the start of a process to
+// the first paid answer, in milliseconds.
+func (t *totals) recovery(percent int) int64 {
+	if len(t.recoveries) == 0 {
+		return 0
+	}
+	at := (len(t.recoveries)*percent + 99) / 100
+	return t.recoveries[max(at, 1)-1].Milliseconds()
+}
+
+// enough returns an error if the run proves less than it should.
+func (t *totals) enough(without []failpoint.Point) error {
+	var errs []error
+	if 10*t.settled < 9*t.payments || t.payments == 0 {
+		errs = append(errs, fmt.Errorf("only %d of %d honest payments settled; 90 %% must", t.settled, t.payments))
+	}
+	for _, p := range failpoint.Points() {
+		if t.points[p] == 0 && !slices.Contains(without, p) {
+			errs = append(errs, fmt.Errorf("%s was never reached", p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// enoughCycles is how many cycles a broken build gets to show itself.
+const enoughCycles = 60
+
+// proveSight runs every broken build until the harness sees what is wrong
+// with it.
+func proveSight(ctx context.Context, o options) error {
+	o.cycles, o.jams = enoughCycles, 0.6
+	for _, b := range []failpoint.Break{failpoint.ClaimNotDurable, failpoint.TimeoutIsUnpaid} {
+		o.broken = b
+		fmt.Printf("%s:\n", b)
+		h, err := newHarness(ctx, o)
+		if err == nil {
+			err = h.cycles(ctx)
+		}
+		if h == nil {
+			return err
+		}
+		t := h.totals()
+		if closeErr := h.close(false); closeErr != nil {
+			return closeErr
+		}
+		if !errors.Is(err, errGiveUp) {
+			return fmt.Errorf("the build with %s was not caught: %w", b, errors.Join(err, errors.New("a run of it found no problem")))
+		}
+		if t.counts[doubleCharge]+t.counts[lost]+t.counts[doubleGrant] == 0 {
+			return fmt.Errorf("the build with %s failed for another reason: %w", b, err)
+		}
+		fmt.Printf("%s: caught in cycle %d, double_charges=%d lost=%d double_grants=%d\n\n",
+			b, t.cycles, t.counts[doubleCharge], t.counts[lost], t.counts[doubleGrant])
+	}
+	return nil
+}
