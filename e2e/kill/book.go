@@ -146,6 +146,20 @@ func (b *book) waiting() int {
 	return len(b.open)
 }
 
+// landed returns how many of the payments that the ledger names so the chain
+// has made.
+func (b *book) landed(keys []string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, k := range keys {
+		if c := b.byKey[k]; c != nil && c.landed != (common.Hash{}) {
+			n++
+		}
+	}
+	return n
+}
+
 // oldOne returns a cheque that was served a while ago, or nil.
 func (b *book) oldOne(n int) *cheque {
 	b.mu.Lock()

@@ -412,12 +412,41 @@ func (h *harness) end(ctx context.Context) error {
 	case <-time.After(endPatience):
 		return fmt.Errorf("%d payments got no final answer within %s", h.book.waiting(), endPatience)
 	}
+	if err := h.settle(ctx); err != nil {
+		return err
+	}
 	for _, p := range slices.Backward(h.processes()) {
 		if err := p.stop(); err != nil {
 			return err
 		}
 	}
 	return h.audit(ctx, true)
+}
+
+// settle gives the last life the time to find out what became of the payments
+// that earlier ones left behind. Many are in their clients' hands already, so
+// nobody has waited for that. What is still open when the patience is over is
+// for the audit to judge.
+func (h *harness) settle(ctx context.Context) error {
+	for patience := time.Now().Add(endPatience); time.Now().Before(patience); {
+		problems, err := h.auditor.scan(ctx)
+		if err = errors.Join(err, h.report(problems)); err != nil {
+			return err
+		}
+		open := 0
+		for _, p := range h.processes() {
+			keys, err := p.underway(ctx)
+			if err != nil {
+				return err
+			}
+			open += h.book.landed(keys)
+		}
+		if open == 0 {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil
 }
 
 func (h *harness) totals() *totals {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tollgate402/tollgate/internal/failpoint"
+	"github.com/tollgate402/tollgate/internal/ledger"
 )
 
 // A process is the product, run from a Caddyfile, killed and run again.
@@ -148,4 +150,35 @@ func (p *process) reload(ctx context.Context) error {
 		return nil //nolint:nilerr // it has died, or is about to start
 	}
 	return resp.Body.Close()
+}
+
+// underway returns the payments, as the ledger names them, of which the
+// process does not know yet what becomes of their money.
+func (p *process) underway(ctx context.Context) (keys []string, err error) {
+	for _, state := range []ledger.State{ledger.Intent, ledger.Sent, ledger.Included} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/x402/payments?limit=1000&state="+string(state), nil)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return nil, fmt.Errorf("asking %s for its payments: %w", p.name, err)
+		}
+		var list struct {
+			Payments []struct {
+				ID string `json:"id"`
+			} `json:"payments"`
+		}
+		err = json.NewDecoder(resp.Body).Decode(&list)
+		if resp.StatusCode != http.StatusOK {
+			err = errors.New("no list of payments")
+		}
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			return nil, fmt.Errorf("reading the payments of %s, answered with %s: %w", p.name, resp.Status, err)
+		}
+		for _, one := range list.Payments {
+			keys = append(keys, one.ID)
+		}
+	}
+	return keys, nil
 }

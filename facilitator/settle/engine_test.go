@@ -18,6 +18,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
 	"github.com/tollgate402/tollgate/facilitator/settle"
 	"github.com/tollgate402/tollgate/internal/chain"
+	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
@@ -527,6 +528,41 @@ func TestRestartFindsWhatWasIncludedMeanwhile(t *testing.T) {
 		t.Errorf("%d broadcasts of what is in a block", n)
 	}
 	w.wantEarned(1000)
+}
+
+// A pathless is a node that has nothing to say about blocks on the way to its
+// head until the engine ends.
+type pathless struct{ *probe }
+
+func (p pathless) HeaderByNumber(ctx context.Context, _ uint64) (chain.Head, error) {
+	<-ctx.Done()
+	return chain.Head{}, ctx.Err()
+}
+
+// What nobody knows yet waited behind hundreds of payments that only had to
+// become final, so that a process with short lives never came to it.
+func TestRestartLooksAtWhatIsNotSettledFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorldOn(t, devchain.Config{Finality: 64})
+	for range 12 { // in the order of random keys it would be first once in thirteen times
+		if _, err := w.settle(w.authorize(), payment.Included); err != nil {
+			t.Fatal(err)
+		}
+	}
+	transfer := w.authorize()
+	var accepted atomic.Bool
+	w.node.broadcast = func(ctx context.Context, raw []byte) error {
+		accepted.Store(w.node.Client.Broadcast(ctx, raw) == nil)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	w.node.down.Store(true)
+	w.abandon(w.claim(transfer, payment.Included), accepted.Load)
+	w.engine.Stop()
+	w.mine(3) // so that every settled one has to be looked for below the head
+	w.sees()
+	w.engine = w.start(pathless{&probe{Client: w.node.Client}})
+	w.awaitState(transfer, ledger.Settled)
 }
 
 func TestUnclearBroadcastKeepsTheIntentAndIsRepeated(t *testing.T) {

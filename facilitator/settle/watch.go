@@ -146,16 +146,22 @@ func (e *Engine) branched(ctx context.Context, seen, head chain.Head) bool {
 	return err != nil || now.Hash != seen.Hash
 }
 
-// items returns what is watched, always in the same order.
+// items returns what is watched, always in the same order: first the payments
+// of which it is not known yet what becomes of them. After a restart there may
+// be thousands that have nothing left but to become final.
 func (e *Engine) items() []*item {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	keys := slices.SortedFunc(maps.Keys(e.watched), func(a, b payment.Key) int { return bytes.Compare(a[:], b[:]) })
-	list := make([]*item, len(keys))
-	for i, k := range keys {
-		list[i] = e.watched[k]
+	urgent, others := make([]*item, 0, len(keys)), []*item(nil)
+	for _, k := range keys {
+		if it := e.watched[k]; it.snapshot().State == ledger.Settled {
+			others = append(others, it)
+		} else {
+			urgent = append(urgent, it)
+		}
 	}
-	return list
+	return append(urgent, others...)
 }
 
 // await looks at an item until it is settled, dead, or ctx ends.
