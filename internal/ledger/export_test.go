@@ -6,3 +6,10 @@ func Pending(l *Ledger) int {
 	defer l.mu.Unlock()
 	return len(l.pending)
 }
+
+// Decoded returns how many decoded records are remembered.
+func Decoded(l *Ledger) int {
+	l.decoded.mu.Lock()
+	defer l.decoded.mu.Unlock()
+	return len(l.decoded.young) + len(l.decoded.old)
+}

@@ -36,6 +36,7 @@ type Ledger struct {
 	pending map[payment.Key]Record
 
 	exposures exposures
+	decoded   decodedRecords
 
 	pulse     sync.Mutex
 	exclusive bool             // guarded by pulse: no other process can be alive
@@ -135,28 +136,24 @@ func (l *Ledger) Get(ctx context.Context, k payment.Key) (Record, error) {
 		if err != nil {
 			return Record{}, err
 		}
-		stored, err := decodeRecord(k, e)
-		if err != nil {
-			return Record{}, err
-		}
-		if r, ok := l.later(&stored); ok {
+		if r, ok := l.later(k, e.Version); ok {
 			return r, nil
 		}
-		if !waiting || !before.Newer(&stored) {
-			return stored, nil
+		if !waiting || before.version <= e.Version {
+			return l.decode(k, e)
 		}
 		// The store caught up after it was read, and somebody noticed.
 	}
 }
 
-// later returns what is pending of a payment, if that is newer than what is
-// stored, and forgets it otherwise.
-func (l *Ledger) later(stored *Record) (Record, bool) {
+// later returns what is pending of a payment, if that is newer than the
+// version that is stored, and forgets it otherwise.
+func (l *Ledger) later(k payment.Key, stored uint64) (Record, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, ok := l.pending[stored.Key]
-	if ok && !r.Newer(stored) {
-		delete(l.pending, stored.Key)
+	r, ok := l.pending[k]
+	if ok && r.version <= stored {
+		delete(l.pending, k)
 		return Record{}, false
 	}
 	return r, ok
@@ -374,6 +371,9 @@ func (l *Ledger) commit(ctx context.Context, r Record, also ...Write) (Record, e
 // writes returns the entries of r and advances its version and time.
 func (l *Ledger) writes(r *Record) ([]Write, error) {
 	r.Updated = l.now()
+	for _, t := range []*time.Time{&r.Updated, &r.Since, &r.Lease, &r.Due} {
+		*t = t.Round(0) // as it will be read
+	}
 	doc, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: writing payment %s: %w", r.Key, err)
@@ -389,7 +389,22 @@ func (l *Ledger) writes(r *Record) ([]Write, error) {
 		writes = append(writes, Write{Key: paidKey(r.Network, r.Included.Block, r.Key), If: AnyVersion, Value: []byte{}})
 	}
 	r.version++
+	l.decoded.put(doc, r)
 	return writes, nil
+}
+
+// decode returns the record that is stored in e.
+func (l *Ledger) decode(k payment.Key, e Entry) (Record, error) {
+	r, ok := l.decoded.get(k, e.Value)
+	r.version = e.Version
+	if ok {
+		return r, nil
+	}
+	r, err := decodeRecord(k, e)
+	if err == nil {
+		l.decoded.put(e.Value, &r)
+	}
+	return r, err
 }
 
 func decodeRecord(k payment.Key, e Entry) (Record, error) {
