@@ -92,7 +92,7 @@ func Decide(r *ledger.Record, until payment.Finality, validBefore uint64, s Sigh
 // has paid for them, and what is left after the crash could be claimed for
 // something else once a reorg has taken that transaction away.
 func Forgettable(from, to ledger.State) bool {
-	return from.Broadcast() && (to == ledger.Included || to == ledger.Settled)
+	return from.Broadcast() && (to == ledger.Included || to == ledger.Settled || to == ledger.Archived)
 }
 
 // final reports whether a transfer in block is as sure as until asks for.

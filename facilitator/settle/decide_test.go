@@ -118,14 +118,14 @@ func promises(t *testing.T, r *ledger.Record, until payment.Finality, validBefor
 // What a crash may take back must leave the payment claimed.
 func TestNoStepIsForgettableThatWouldLeaveThePaymentFree(t *testing.T) {
 	for _, from := range []ledger.State{ledger.Reserved, ledger.Executing, ledger.Executed, ledger.Released} {
-		for _, to := range []ledger.State{ledger.Included, ledger.Settled, ledger.Dead} {
+		for _, to := range []ledger.State{ledger.Included, ledger.Settled, ledger.Archived, ledger.Dead} {
 			if settle.Forgettable(from, to) {
 				t.Errorf("%s to %s can be forgotten", from, to)
 			}
 		}
 	}
 	for _, from := range []ledger.State{ledger.Intent, ledger.Sent, ledger.Included, ledger.Settled} {
-		if !settle.Forgettable(from, ledger.Settled) || settle.Forgettable(from, ledger.Dead) || settle.Forgettable(from, ledger.Archived) {
+		if !settle.Forgettable(from, ledger.Settled) || !settle.Forgettable(from, ledger.Archived) || settle.Forgettable(from, ledger.Dead) {
 			t.Errorf("from %s the wrong steps can be forgotten", from)
 		}
 	}
