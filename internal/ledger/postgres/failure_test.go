@@ -321,7 +321,7 @@ func TestASessionThatForgetsItsSettingsIsRefused(t *testing.T) {
 
 func TestAReadOnlyDatabaseIsRefused(t *testing.T) {
 	url := fromServer(t, serverVariable)
-	limited, cancel := context.WithTimeout(ctx, 3*time.Second) // it is tried again: a standby may become the primary
+	limited, cancel := context.WithTimeout(ctx, 6*time.Second) // it is tried again: a standby may become the primary
 	defer cancel()
 	_, err := Open(limited, url+"&default_transaction_read_only=on", Options{Schema: newSchema(t, url)})
 	if err == nil || !strings.Contains(err.Error(), "it is read-only") {

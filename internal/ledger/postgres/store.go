@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -197,7 +198,7 @@ func open(ctx context.Context, url string, opts Options) (*Store, *writer, error
 // connectAndMigrate waits a while for a database that is not there yet.
 func (s *Store) connectAndMigrate(ctx context.Context, schema string) (*pgx.Conn, error) {
 	deadline := time.Now().Add(s.patience)
-	var last error // that is not only the end of ctx
+	var last error // that says more than that time has run out, if one did
 	for pause := firstPause; ; pause = longer(pause) {
 		conn, err := connect(ctx, s.config)
 		if err == nil {
@@ -212,8 +213,8 @@ func (s *Store) connectAndMigrate(ctx context.Context, schema string) (*pgx.Conn
 			}
 			discard(conn)
 		}
-		if last == nil || ctx.Err() == nil {
-			last = err
+		if last == nil || ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+			last = err // the connection has ctx's deadline, and may notice it first
 		}
 		if !passing(err) && !crossed(err) || ctx.Err() != nil || time.Now().After(deadline) {
 			return nil, fmt.Errorf("ledger: opening it in PostgreSQL: %w", plainly(last))
