@@ -54,6 +54,7 @@ type market struct {
 	Market
 	tokens     map[string]*token // by canonical address
 	rehearsals rehearsals
+	signatures signatures
 }
 
 // A token is one that is taken, with its domain separator.
@@ -98,6 +99,7 @@ type quest struct {
 	offer    payment.Offer // the caller's, with the token as it is configured here
 	transfer *evm.Transfer
 	key      payment.Key
+	proof    payment.Fingerprint
 	head     common.Hash // the chain's latest block when it was checked
 }
 
@@ -112,7 +114,7 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.confirmDomain(ctx); err != nil {
 		return nil, err
 	}
-	this := rehearsal{q.key, proofOf(q.transfer)}
+	this := rehearsal{q.key, q.proof}
 	contract, known := q.rehearsals.recall(q.head, this)
 	if !known {
 		if contract, err = q.simulate(ctx); err != nil {
@@ -133,9 +135,16 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 	if err != nil {
 		return nil, &payment.UnavailableError{Doing: "reading the chain's time on " + string(q.Network), Err: err}
 	}
-	q.transfer, err = evm.Check(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, head.Time)
+	q.transfer, err = evm.Match(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, head.Time)
 	if err != nil {
 		return nil, err
+	}
+	q.proof = proofOf(q.transfer)
+	if this := (signature{q.token.separator, q.proof}); !q.signatures.good(this) {
+		if err := q.transfer.CheckSignature(q.token.separator); err != nil {
+			return nil, err
+		}
+		q.signatures.note(this)
 	}
 	id, _ := q.Network.ChainID()
 	q.key = q.transfer.Key(id, common.HexToAddress(q.token.Address))
@@ -318,7 +327,7 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		}
 	}
 	job := settle.Job{Record: r, Transfer: q.transfer, Token: q.token.Token, Charge: charge, Until: o.Until}
-	contract, known := q.rehearsals.recall(q.head, rehearsal{q.key, proofOf(q.transfer)})
+	contract, known := q.rehearsals.recall(q.head, rehearsal{q.key, q.proof})
 	if job.Contract = known && contract; known && !contract {
 		job.Rehearsed = q.head
 	}

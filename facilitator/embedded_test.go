@@ -20,6 +20,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/chain"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 func TestVerdictsAreThoseOfTheReference(t *testing.T) {
@@ -534,6 +535,47 @@ func TestMarketsMustFit(t *testing.T) {
 	} {
 		if _, err := facilitator.NewEmbedded(l, markets, nil); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// That a signature was found to be good counts for the token that it was good
+// for, and for nothing but what it signs.
+func TestASignatureThatIsRememberedCountsForWhatItSignsOnly(t *testing.T) {
+	w := newWorld(t)
+	usdc := facilitatortest.USDC(t)
+	other := usdc
+	other.Address = "0x00000000000000000000000000000000000000AA"
+	f := w.embed(usdc, other)
+	transfer := w.authorize()
+	good := facilitatortest.Payment(t, payment.V2, &w.offer, transfer)
+	for range 2 {
+		if _, err := f.Verify(soon(t), good, &w.offer); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	elsewhere := w.offer
+	var err error
+	if elsewhere.Amount, err = payment.ParseUnits(w.offer.Amount.Units(), other); err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Verify(soon(t), facilitatortest.Payment(t, payment.V2, &elsewhere, transfer), &elsewhere)
+	wantInvalid(t, err, payment.EVMSignature)
+
+	for name, change := range map[string]func(*evm.Transfer){
+		"payer":        func(t *evm.Transfer) { t.From = w.chain.Account("seller").Address },
+		"valid before": func(t *evm.Transfer) { t.ValidBefore = new(big.Int).Add(t.ValidBefore, big.NewInt(1)) },
+		"valid after":  func(t *evm.Transfer) { t.ValidAfter = new(big.Int).Add(t.ValidAfter, big.NewInt(1)) },
+		"nonce":        func(t *evm.Transfer) { t.Nonce[0] ^= 1 },
+		"signature":    func(t *evm.Transfer) { t.Signature = bytes.Clone(t.Signature); t.Signature[0] ^= 1 },
+	} {
+		changed := *transfer
+		change(&changed)
+		if _, err := f.Verify(soon(t), facilitatortest.Payment(t, payment.V2, &w.offer, &changed), &w.offer); err == nil {
+			t.Errorf("with another %s it is taken", name)
+		} else {
+			wantInvalid(t, err, payment.EVMSignature)
 		}
 	}
 }

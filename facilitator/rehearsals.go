@@ -48,3 +48,38 @@ func (r *rehearsals) note(head common.Hash, of rehearsal, contract bool) {
 	}
 	r.done[of] = contract
 }
+
+// maxSignatures bounds how many signatures of one generation are remembered.
+const maxSignatures = 1 << 13
+
+// Signatures remember which were found to be good, so that settling what was
+// verified a moment ago costs no second recovery of the signer. Its zero value
+// is ready for use.
+type signatures struct {
+	mu    sync.Mutex
+	young map[signature]struct{} // guarded by mu
+	old   map[signature]struct{} // guarded by mu: what was young until that was full
+}
+
+// A signature is one transfer with its signature, for one token.
+type signature struct {
+	separator common.Hash
+	proof     payment.Fingerprint
+}
+
+func (s *signatures) good(of signature) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, young := s.young[of]
+	_, old := s.old[of]
+	return young || old
+}
+
+func (s *signatures) note(of signature) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.young == nil || len(s.young) >= maxSignatures {
+		s.young, s.old = make(map[signature]struct{}), s.young
+	}
+	s.young[of] = struct{}{}
+}

@@ -55,8 +55,8 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// embed returns a facilitator that takes a token.
-func (w *world) embed(token payment.Token) *facilitator.Embedded {
+// embed returns a facilitator that takes tokens.
+func (w *world) embed(tokens ...payment.Token) *facilitator.Embedded {
 	w.t.Helper()
 	// The engine has a node of its own, so that the calls of the other one are
 	// those of verification: the engine asks when it likes.
@@ -72,7 +72,7 @@ func (w *world) embed(token payment.Token) *facilitator.Embedded {
 	}
 	w.t.Cleanup(engine.Stop)
 	f, err := facilitator.NewEmbedded(w.ledger, []facilitator.Market{
-		{Network: payment.EVM(84532), Tokens: []payment.Token{token}, Chain: w.node, Engine: engine},
+		{Network: payment.EVM(84532), Tokens: tokens, Chain: w.node, Engine: engine},
 	}, nil)
 	if err != nil {
 		w.t.Fatal(err)

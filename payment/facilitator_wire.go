@@ -3,6 +3,8 @@ package payment
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strconv"
 
 	"github.com/tollgate402/tollgate/internal/strictjson"
 )
@@ -51,22 +53,31 @@ func DecodeRequest(body []byte) (*Payment, *Offer, error) {
 }
 
 // EncodeRequest writes the body of a facilitator's /verify or /settle. charge
-// takes the place of the offer's amount; for /verify it is the offer's.
+// takes the place of the offer's amount; for /verify it is the offer's. What
+// would be longer than DecodeRequest reads is a *MalformedError.
 func EncodeRequest(p *Payment, o *Offer, charge Amount) ([]byte, error) {
 	if len(p.raw) == 0 {
 		return nil, errors.New("payment: a payment that was not decoded cannot be forwarded")
 	}
 	charged := *o
 	charged.Amount = charge
-	requirements := json.RawMessage(encode(charged.v2()))
+	var requirements []byte
 	if p.Version == V1 {
 		requirements = encode(charged.v1())
+	} else {
+		requirements = encode(charged.v2())
 	}
-	return encode(struct {
-		Version      int             `json:"x402Version"`
-		Payment      json.RawMessage `json:"paymentPayload"`
-		Requirements json.RawMessage `json:"paymentRequirements"`
-	}{p.Version, p.raw, requirements}), nil
+	doc := make([]byte, 0, len(p.raw)+len(requirements)+64)
+	doc = append(doc, `{"x402Version":`...)
+	doc = strconv.AppendInt(doc, int64(p.Version), 10)
+	doc = append(doc, `,"paymentPayload":`...)
+	doc = append(doc, p.raw...)
+	doc = append(doc, `,"paymentRequirements":`...)
+	doc = append(doc, requirements...)
+	if doc = append(doc, '}'); len(doc) > MaxBody {
+		return nil, Malformed("request", "", fmt.Sprintf("has %d bytes with the offer, the most is %d", len(doc), MaxBody))
+	}
+	return doc, nil
 }
 
 type verifyResponse struct {

@@ -349,10 +349,11 @@ func FuzzFacilitatorWire(f *testing.F) {
 		if err == nil {
 			body, err := payment.EncodeRequest(p, offer, offer.Amount)
 			if err != nil {
-				t.Fatal(err)
+				known(err)
+				return
 			}
 			again, offerAgain, err := payment.DecodeRequest(body)
-			if err != nil {
+			if err != nil || !json.Valid(body) {
 				t.Fatalf("%s was written as %s, which is refused: %v", doc, body, err)
 			}
 			if sorted(t, again.Raw()) != sorted(t, p.Raw()) || again.Network != p.Network || offerAgain.Amount.Cmp(offer.Amount) != 0 || offerAgain.PayTo != offer.PayTo || offerAgain.Timeout != offer.Timeout {

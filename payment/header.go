@@ -79,11 +79,11 @@ func decodeBase64(s string) ([]byte, error) {
 		return nil, errors.New("is not base64: its padding is wrong")
 	}
 	encoding := base64.RawStdEncoding.Strict()
-	if strings.ContainsAny(text, "-_") {
+	if strings.IndexByte(text, '-') >= 0 || strings.IndexByte(text, '_') >= 0 {
 		encoding = base64.RawURLEncoding.Strict()
 	}
 	// encoding/base64 skips line ends; nothing else here may.
-	if strings.ContainsAny(text, "\r\n") {
+	if strings.IndexByte(text, '\r') >= 0 || strings.IndexByte(text, '\n') >= 0 {
 		return nil, errors.New("is not base64: it holds line ends")
 	}
 	raw, err := encoding.DecodeString(text)

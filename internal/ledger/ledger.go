@@ -374,7 +374,7 @@ func (l *Ledger) writes(r *Record) ([]Write, error) {
 	for _, t := range []*time.Time{&r.Updated, &r.Since, &r.Lease, &r.Due} {
 		*t = t.Round(0) // as it will be read
 	}
-	doc, err := json.Marshal(r)
+	doc, err := encodeRecord(r)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: writing payment %s: %w", r.Key, err)
 	}
@@ -405,6 +405,21 @@ func (l *Ledger) decode(k payment.Key, e Entry) (Record, error) {
 		l.decoded.put(e.Value, &r)
 	}
 	return r, err
+}
+
+// encodeRecord writes a record as JSON. The request, which is most of it and
+// never changes, is put in as it is: encoding/json would read through it each
+// time.
+func encodeRecord(r *Record) ([]byte, error) {
+	rest := *r
+	rest.Request = nil
+	doc, err := json.Marshal(&rest)
+	if err != nil || len(r.Request) == 0 {
+		return doc, err
+	}
+	doc = append(doc[:len(doc)-1], `,"request":`...)
+	doc = append(doc, r.Request...)
+	return append(doc, '}'), nil
 }
 
 func decodeRecord(k payment.Key, e Entry) (Record, error) {

@@ -173,8 +173,9 @@ type Record struct {
 	Until string `json:"until"` // how final the settlement must be, as payment.Finality prints it
 
 	// Request is what a facilitator is asked, so that the same can be asked
-	// again: the payment and the offer in the protocol's own form.
-	Request json.RawMessage `json:"request"`
+	// again: the payment and the offer in the protocol's own form. It never
+	// changes during a claim.
+	Request json.RawMessage `json:"request,omitempty"`
 
 	// Owner is the process that works on the payment before it is settled, or
 	// hands over what it buys; Lease is until when the others leave it to that

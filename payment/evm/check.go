@@ -31,6 +31,19 @@ type Terms struct {
 // Errors are *payment.InvalidError, or *payment.MalformedError when the
 // payload cannot be read.
 func Check(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
+	t, err := Match(p, terms, at)
+	if err == nil {
+		err = t.CheckSignature(terms.Separator)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Match is Check without the recovery of the signer, which takes most of its
+// time: whoever calls CheckSignature after it has done the same.
+func Match(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
 	o := terms.Offer
 	if p.Version != payment.V1 && p.Version != payment.V2 {
 		return nil, payment.Invalid(payment.InvalidVersion, fmt.Sprintf("x402Version %d is not known", p.Version))
@@ -77,11 +90,19 @@ func Check(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
 	if problem := canonical(t.Signature); problem != "" {
 		return refuse(payment.EVMSignature, problem)
 	}
-	signer, err := Recover(t.Digest(terms.Separator), t.Signature)
-	if err != nil || signer != t.From {
-		return refuse(payment.EVMSignature, "the signature is not by authorization.from for this token's EIP-712 domain")
-	}
 	return t, nil
+}
+
+// CheckSignature returns a *payment.InvalidError unless t is signed by its
+// From, with a canonical signature, for the token with a domain separator.
+func (t *Transfer) CheckSignature(separator common.Hash) error {
+	signer, err := Recover(t.Digest(separator), t.Signature)
+	if err != nil || signer != t.From {
+		return &payment.InvalidError{
+			Reason: payment.EVMSignature, Message: "the signature is not by authorization.from for this token's EIP-712 domain", Payer: t.From.Hex(),
+		}
+	}
+	return nil
 }
 
 // Recover returns the account that signed digest with a canonical signature
