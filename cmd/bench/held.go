@@ -221,7 +221,7 @@ func benchHeld(ctx context.Context) (rows []row, err error) {
 	return []row{
 		{Name: "held p50", Ours: milliseconds(ours.p50 - bare.p50), Unit: "ms", Target: "<= 1", Note: fmt.Sprintf("added to an upstream that takes %s; disk fsync p50 %.2f ms", bare.p50, disk[""]["p50-ms"])},
 		{Name: "held p99", Ours: milliseconds(ours.p99 - bare.p99), Unit: "ms", Target: "<= 5", Note: fmt.Sprintf("disk fsync p99 %.2f ms", disk[""]["p99-ms"])},
-		{Name: "held fsyncs", Ours: perRequest, Unit: "waits", Target: "<= 3", Note: "commits that somebody waits for, to each paid request: those on its path, and one when the payment is final"},
+		{Name: "held fsyncs", Ours: perRequest, Unit: "waits", Target: "<= 3", Note: "commits that somebody waits for, to each paid request: three on its path, and the lane forgets its nonces by the dozen"},
 		{Name: "held cpu", Ours: float64(oursCPU.Microseconds()), Unit: "us", Target: "-", Note: fmt.Sprintf("processor time of a whole paid request, settlement and this client included; without a price %s", bareCPU)},
 		{Name: "verify+claim cpu", Ours: float64(verifying.Microseconds()), Unit: "us", Target: "<= 80", Note: "processor time that verification and the claim add to a proxied request"},
 	}, nil

@@ -326,7 +326,7 @@ func (e *Engine) Settle(ctx context.Context, j Job) (*payment.Settlement, error)
 	if t.err != nil {
 		return nil, unavailable(j, t.doing, t.err)
 	}
-	return e.await(ctx, it)
+	return e.await(ctx, it, true)
 }
 
 // Resume waits for a payment that is being settled or has been.
@@ -338,7 +338,7 @@ func (e *Engine) Resume(ctx context.Context, r ledger.Record) (*payment.Settleme
 	if r.State.Resting() {
 		return it.outcome(r, true)
 	}
-	return e.await(ctx, e.add(it))
+	return e.await(ctx, e.add(it), false)
 }
 
 // doubt has a lane checked again when a node says that a nonce of ours is
@@ -373,7 +373,7 @@ func (e *Engine) reverted(ctx context.Context, j Job, revert *chain.RevertError)
 			// Watched from here on, even if nobody waits any longer.
 			e.replace(it)
 			if err = e.examine(ctx, it, thorough); err == nil {
-				return e.await(ctx, it)
+				return e.await(ctx, it, false)
 			}
 		case err == nil && sight.Fate == evm.Spent:
 			return nil, &payment.InvalidError{Reason: payment.EVMNonceUsed, Message: "the authorization was used or cancelled", Payer: j.Record.Payer}

@@ -164,8 +164,10 @@ func (e *Engine) items() []*item {
 	return append(urgent, others...)
 }
 
-// await looks at an item until it is settled, dead, or ctx ends.
-func (e *Engine) await(ctx context.Context, it *item) (*payment.Settlement, error) {
+// await looks at an item until it is settled, dead, or ctx ends. fresh says
+// that its transaction is just being sent: there is nothing to be seen yet,
+// and nodes have something better to do.
+func (e *Engine) await(ctx context.Context, it *item, fresh bool) (*payment.Settlement, error) {
 	it.attend(1)
 	defer e.leave(it)
 	for wait := firstPause; ; wait = longer(wait) {
@@ -175,7 +177,11 @@ func (e *Engine) await(ctx context.Context, it *item) (*payment.Settlement, erro
 			return s, err
 		}
 		another := e.heads.wait()
-		err := e.examine(ctx, it, eager)
+		var err error
+		if !fresh {
+			err = e.examine(ctx, it, eager)
+		}
+		fresh = false
 		if now := it.snapshot(); now.State != r.State && ctx.Err() == nil {
 			continue
 		}
