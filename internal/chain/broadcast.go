@@ -130,7 +130,7 @@ func (c *Client) send(e *endpoint, raw []byte, hash common.Hash) reply {
 			return reply{e: e, verdict: unsent, err: err}
 		}
 		if uint64(chainID) != c.chainID {
-			return reply{e: e, verdict: unsent, err: &wrongChainError{got: uint64(chainID), want: c.chainID}}
+			return reply{e: e, verdict: unsent, err: &WrongChainError{Got: uint64(chainID), Want: c.chainID}}
 		}
 	}
 	c.calls.Add(1)

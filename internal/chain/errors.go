@@ -65,18 +65,18 @@ func (h hostErrors) Unwrap() []error {
 	return errs
 }
 
-// wrongChainError says that an endpoint is on another chain.
-type wrongChainError struct{ got, want uint64 }
+// WrongChainError says that an endpoint is on another chain, which it will stay. It comes inside an *UnavailableError.
+type WrongChainError struct{ Got, Want uint64 } // chain ids
 
-func (e *wrongChainError) Error() string {
-	return fmt.Sprintf("on chain %d, not %d; correct the URL or the chain id", e.got, e.want)
+func (e *WrongChainError) Error() string {
+	return fmt.Sprintf("on chain %d, not %d; correct the URL or the chain id", e.Got, e.Want)
 }
 
 // describe returns err as it may be printed and wrapped: nothing of e's URL but the host is left in its text or in its chain.
 func (e *endpoint) describe(err error) error {
 	var (
 		ours      *NodeError
-		foreign   *wrongChainError
+		foreign   *WrongChainError
 		status    rpc.HTTPError
 		inURL     *url.Error
 		theirs    rpc.Error

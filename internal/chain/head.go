@@ -67,6 +67,9 @@ func (c *Client) WaitHead(ctx context.Context, after common.Hash) (Head, error) 
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			if _, err := c.Head(); err != nil {
+				return Head{}, &UnavailableError{"waiting for a head", fmt.Errorf("%w: %w", ctx.Err(), c.whyNone())}
+			}
 			return Head{}, &UnavailableError{"waiting for a head", ctx.Err()}
 		case <-c.life.Done():
 			return Head{}, &UnavailableError{"waiting for a head", errClosed}

@@ -34,7 +34,7 @@ func (c *Client) watch(e *endpoint) {
 			return
 		}
 		wait := backoff
-		if _, ok := errors.AsType[*wrongChainError](err); ok {
+		if _, ok := errors.AsType[*WrongChainError](err); ok {
 			c.setState(e, stateForeign, e.describe(err))
 			wait = foreignWait
 		} else {
@@ -87,7 +87,7 @@ func (c *Client) session(e *endpoint) (served bool, err error) {
 		case <-next.C:
 		}
 		err := c.poll(e, conn)
-		var foreign *wrongChainError
+		var foreign *WrongChainError
 		switch {
 		case err == nil:
 			failures = 0
@@ -118,7 +118,7 @@ func (c *Client) poll(e *endpoint, conn *rpc.Client) error {
 		return batch[0].Error
 	}
 	if uint64(chainID) != c.chainID {
-		return &wrongChainError{got: uint64(chainID), want: c.chainID}
+		return &WrongChainError{Got: uint64(chainID), Want: c.chainID}
 	}
 	if batch[1].Error != nil {
 		return batch[1].Error
