@@ -44,4 +44,43 @@ const (
 
 	// exact on EVM, settlement.
 	EVMTransactionFailed Reason = "invalid_exact_evm_transaction_failed"
+
+	// upto on EVM.
+	UptoScheme                  Reason = "invalid_upto_evm_scheme"
+	UptoNetworkMismatch         Reason = "invalid_upto_evm_network_mismatch"
+	UptoFacilitatorMismatch     Reason = "upto_facilitator_mismatch"
+	UptoExceedsAmount           Reason = "invalid_upto_evm_payload_settlement_exceeds_amount"
+	UptoExceedsPermitted        Reason = "upto_amount_exceeds_permitted"
+	UptoUnauthorizedFacilitator Reason = "upto_unauthorized_facilitator"
+	UptoTransactionFailed       Reason = "invalid_upto_evm_transaction_failed"
+
+	// exact and upto on EVM by Permit2, payload.
+	Permit2Spender           Reason = "invalid_permit2_spender"
+	Permit2RecipientMismatch Reason = "invalid_permit2_recipient_mismatch"
+	Permit2Expired           Reason = "permit2_deadline_expired"
+	Permit2NotYetValid       Reason = "permit2_not_yet_valid"
+	Permit2AmountMismatch    Reason = "permit2_amount_mismatch"
+	Permit2TokenMismatch     Reason = "permit2_token_mismatch"
+	Permit2Signature         Reason = "invalid_permit2_signature"
+
+	// exact and upto on EVM by Permit2, as the chain stands. Servers of
+	// others answer the first with status 412: the payer may approve Permit2
+	// and try again.
+	Permit2AllowanceRequired   Reason = "permit2_allowance_required"
+	Permit2InsufficientBalance Reason = "permit2_insufficient_balance"
+	Permit2SimulationFailed    Reason = "permit2_simulation_failed"
+	Permit2ProxyNotDeployed    Reason = "permit2_proxy_not_deployed"
+	Permit2InvalidAmount       Reason = "permit2_invalid_amount"
+	Permit2InvalidDestination  Reason = "permit2_invalid_destination"
+	Permit2InvalidOwner        Reason = "permit2_invalid_owner"
+	Permit2TooEarly            Reason = "permit2_payment_too_early"
+	Permit2InvalidNonce        Reason = "permit2_invalid_nonce"
+	Permit2ApprovalMismatch    Reason = "permit2_2612_amount_mismatch"
+
+	// The extension eip2612GasSponsoring.
+	EIP2612Format        Reason = "invalid_eip2612_extension_format"
+	EIP2612FromMismatch  Reason = "eip2612_from_mismatch"
+	EIP2612AssetMismatch Reason = "eip2612_asset_mismatch"
+	EIP2612Spender       Reason = "eip2612_spender_not_permit2"
+	EIP2612Expired       Reason = "eip2612_deadline_expired"
 )

@@ -1,6 +1,7 @@
-// Package evm implements the exact scheme on EVM chains by EIP-3009: what a
-// payer signs, what makes a signature good, the call that spends it, and the
-// logs that prove it was spent.
+// Package evm implements the exact scheme on EVM chains by EIP-3009 and by
+// Permit2, and the upto scheme by Permit2: what a payer signs, what makes a
+// signature good, the call that spends it, and the logs that prove it was
+// spent.
 //
 // Nothing here does I/O or reads a clock.
 package evm
