@@ -35,6 +35,15 @@ func TestUSDC() Contract { return mustLoad("TestUSDC") }
 // Multicall returns the contract of the address Multicall3.
 func Multicall() Contract { return mustLoad("Multicall3") }
 
+// Permit2Contract returns the contract of the address Permit2.
+func Permit2Contract() Contract { return mustLoad("Permit2") }
+
+// ExactProxyContract returns the contract of the address ExactProxy.
+func ExactProxyContract() Contract { return mustLoad("ExactProxy") }
+
+// UptoProxyContract returns the contract of the address UptoProxy.
+func UptoProxyContract() Contract { return mustLoad("UptoProxy") }
+
 // TestWallet returns the ERC-1271 wallet that SetWallet places.
 func TestWallet() Contract { return mustLoad("TestWallet") }
 

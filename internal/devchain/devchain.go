@@ -1,6 +1,6 @@
 // Package devchain is the chain of the sandbox and of the tests: a go-ethereum node inside this process, with play
-// money. It answers JSON-RPC as Base Sepolia would (chain id 84532, USDC and Multicall3 at their addresses there),
-// stores nothing and talks to no network. Its keys are public: see DeriveAccount.
+// money. It answers JSON-RPC as Base Sepolia would (chain id 84532, with USDC, Multicall3, Permit2 and x402's proxies at
+// their addresses there), stores nothing and talks to no network. Its keys are public: see DeriveAccount.
 //
 // # Blocks
 //

@@ -16,6 +16,11 @@ var (
 	USDC = common.HexToAddress("0x036CbD53842c5426634e7929541eC2318f3dCF7e")
 	// Multicall3 is the address of Multicall3 on every chain.
 	Multicall3 = common.HexToAddress("0xcA11bde05977b3631167028862bE2a173976CA11")
+	// Permit2 is the address of Uniswap's Permit2 on every chain.
+	Permit2 = common.HexToAddress("0x000000000022D473030F116dDEE9F6B43aC78BA3")
+	// ExactProxy and UptoProxy are the addresses of x402's proxies for Permit2 on every chain.
+	ExactProxy = common.HexToAddress("0x402085c248EeA27D92E8b30b2C58ed07f9E20001")
+	UptoProxy  = common.HexToAddress("0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002")
 	// Wallet is an ERC-1271 wallet that holds USDC and is owned by the account "payer".
 	Wallet = common.HexToAddress("0x1271000000000000000000000000000000001271")
 )
@@ -87,6 +92,9 @@ func genesis(timestamp uint64) *core.Genesis {
 		params.WithdrawalQueueAddress:    {Nonce: 1, Code: params.WithdrawalQueueCode, Balance: new(big.Int)},
 		params.ConsolidationQueueAddress: {Nonce: 1, Code: params.ConsolidationQueueCode, Balance: new(big.Int)},
 		Multicall3:                       {Nonce: 1, Code: Multicall().Code, Balance: new(big.Int)},
+		Permit2:                          {Nonce: 1, Code: Permit2Contract().Code, Balance: new(big.Int)},
+		ExactProxy:                       {Nonce: 1, Code: ExactProxyContract().Code, Balance: new(big.Int)},
+		UptoProxy:                        {Nonce: 1, Code: UptoProxyContract().Code, Balance: new(big.Int)},
 		Wallet: {Nonce: 1, Code: wallet.Code, Balance: new(big.Int), Storage: map[common.Hash]common.Hash{
 			walletOwnerSlot: common.BytesToHash(owner[:]),
 		}},
