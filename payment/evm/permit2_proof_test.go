@@ -103,6 +103,9 @@ func TestOnlyASettlementWithItsTransferIsProofThatAPermitWasPaid(t *testing.T) {
 		"the nonce for another amount":    {exact, []evm.Call{callOf(with(exact, func(p *evm.Permit) { p.Amount = common.Big1 }), 0)}, []evm.Log{moved(7, exact, 1), settled(8)}, evm.Spent, 0, 0},
 		"the nonce for another token":     {exact, []evm.Call{callOf(with(exact, func(p *evm.Permit) { p.Token = otherToken }), 0)}, []evm.Log{transferLog(7, otherToken, exact.From, exact.To, big.NewInt(10000)), settled(8)}, evm.Spent, 0, 0},
 		"the nonce by the other scheme":   {exact, []evm.Call{callOf(upto, 10000)}, []evm.Log{moved(7, upto, 10000), settledUpto(8)}, evm.Spent, 0, 0},
+		"the nonce of upto by exact":      {upto, []evm.Call{callOf(exact, 0)}, []evm.Log{moved(7, exact, 10000), settled(8)}, evm.Spent, 0, 0},
+		"another token beside a transfer": {exact, []evm.Call{callOf(with(exact, func(p *evm.Permit) { p.Token = otherToken }), 0)}, []evm.Log{moved(7, exact, 10000), settled(8)}, evm.Spent, 0, 0},
+		"another payee beside a transfer": {exact, []evm.Call{callOf(with(exact, func(p *evm.Permit) { p.To = other }), 0)}, []evm.Log{moved(7, exact, 10000), settled(8)}, evm.Spent, 0, 0},
 		"the nonce by another lane":       {upto, []evm.Call{callOf(with(upto, func(p *evm.Permit) { p.Facilitator = other }), 1)}, []evm.Log{moved(7, upto, 1), settledUpto(8)}, evm.Spent, 0, 0},
 		"the nonce for another maximum":   {upto, []evm.Call{callOf(with(upto, func(p *evm.Permit) { p.Amount = big.NewInt(20000) }), 1)}, []evm.Log{moved(7, upto, 1), settledUpto(8)}, evm.Spent, 0, 0},
 	} {
