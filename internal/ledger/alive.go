@@ -16,6 +16,10 @@ const (
 	// take it for dead.
 	deadAfter = 6 * time.Second
 
+	// blindAfter is how long a process must not have been able to look for its
+	// last look to prove nothing.
+	blindAfter = 2 * beatEvery
+
 	// forgetAfter is how long the last word of a dead process is kept.
 	forgetAfter = 10 * time.Minute
 )
@@ -32,7 +36,8 @@ const aliveSpace = "alive/"
 // Beat says that this process is alive, and looks which others are. Calls
 // that follow one another too soon do nothing. No clock of another process
 // is trusted: one is dead when its entry has not changed for a while, as this
-// process sees it. Being taken for dead is no danger to a process that is
+// process sees it. While the store was away nobody could say anything, so
+// that time does not count. Being taken for dead is no danger to a process that is
 // only slow, since whatever it stores is refused if somebody else has acted
 // in its place.
 func (l *Ledger) Beat(ctx context.Context) error {
@@ -46,6 +51,7 @@ func (l *Ledger) Beat(ctx context.Context) error {
 		return fmt.Errorf("ledger: saying that this process is alive: %w", err)
 	}
 	l.beaten = now
+	blind := now.Sub(l.looked) > blindAfter
 	present := map[string]bool{}
 	for after := Key(""); ; {
 		entries, err := l.store.Scan(ctx, aliveSpace, after, MaxScan)
@@ -56,7 +62,7 @@ func (l *Ledger) Beat(ctx context.Context) error {
 			after = e.Key
 			owner := strings.TrimPrefix(string(e.Key), aliveSpace)
 			present[owner] = true
-			if err := l.observe(ctx, owner, e, now); err != nil {
+			if err := l.observe(ctx, owner, e, now, blind); err != nil {
 				return err
 			}
 		}
@@ -69,15 +75,17 @@ func (l *Ledger) Beat(ctx context.Context) error {
 			delete(l.others, owner)
 		}
 	}
+	l.looked = now
 	return nil
 }
 
-// observe takes note of another process's entry. l.pulse is held.
-func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Time) error {
+// observe takes note of another process's entry. blind says that this one has
+// not been able to look for a while. l.pulse is held.
+func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Time, blind bool) error {
 	p, known := l.others[owner]
 	switch {
 	case owner == l.owner:
-	case !known || p.version != e.Version:
+	case !known || p.version != e.Version || blind && !p.dead:
 		l.others[owner] = pulse{version: e.Version, changed: now}
 	case now.Sub(p.changed) >= forgetAfter:
 		err := l.store.Commit(ctx, Write{Key: e.Key, If: e.Version})

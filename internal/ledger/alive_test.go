@@ -78,6 +78,34 @@ func TestTheClaimsOfADeadProcessAreReleasedBeforeTheirLeaseEnds(t *testing.T) {
 	})
 }
 
+// While the database is away nobody can say that it is alive. Whoever is the
+// first to reach it again must not take the others' claims from them.
+func TestNobodyHasDiedBecauseTheStoreWasAway(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one, two := ledger.NewShared(s, "one", now.Now), ledger.NewShared(s, "two", now.Now)
+		for range 3 {
+			mustBeat(t, one, two)
+			now.Advance(2 * time.Second)
+		}
+		if _, err := one.Claim(t.Context(), reserved(1), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		now.Advance(10 * time.Second)
+		mustBeat(t, two)
+		if n, err := two.Recover(t.Context(), false); n != 0 || err != nil || !two.Alive("one") || two.Deaths() != 0 {
+			t.Errorf("%d claims were released, %v, %d deaths", n, err, two.Deaths())
+		}
+		for range 3 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, two)
+		}
+		if two.Alive("one") || two.Deaths() != 1 {
+			t.Errorf("alive although it says nothing since the store is back, %d deaths", two.Deaths())
+		}
+	})
+}
+
 func TestWithoutOtherProcessesNobodyElseIsAlive(t *testing.T) {
 	each(t, func(t *testing.T, s ledger.Store) {
 		now := &clock{}

@@ -41,6 +41,7 @@ type Ledger struct {
 	pulse     sync.Mutex
 	exclusive bool             // guarded by pulse: no other process can be alive
 	beaten    time.Time        // guarded by pulse: when this process last said that it is alive
+	looked    time.Time        // guarded by pulse: when it last saw which others are
 	others    map[string]pulse // guarded by pulse
 	deaths    int              // guarded by pulse
 }
