@@ -106,6 +106,33 @@ func TestNobodyHasDiedBecauseTheStoreWasAway(t *testing.T) {
 	})
 }
 
+// e2e/kill found payers who waited a minute for the second half of an answer.
+func TestTheDeliveriesOfADeadProcessAreTakenOverBeforeTheirLeaseEnds(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one, two := ledger.NewShared(s, "one", now.Now), ledger.NewShared(s, "two", now.Now)
+		mustBeat(t, one, two)
+		delivering := ledger.Record{State: ledger.Settled, Delivery: ledger.Delivering, Owner: "one", Lease: now.Now().Add(time.Hour)}
+		for range 2 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, two)
+		}
+		if !two.Elsewhere(&delivering) {
+			t.Error("a delivery is free although its process may be alive")
+		}
+		for range 2 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, two)
+		}
+		if two.Elsewhere(&delivering) {
+			t.Error("a delivery is left to a process that is dead")
+		}
+		if !one.Elsewhere(&delivering) {
+			t.Error("the process itself does not know that it delivers")
+		}
+	})
+}
+
 func TestWithoutOtherProcessesNobodyElseIsAlive(t *testing.T) {
 	each(t, func(t *testing.T, s ledger.Store) {
 		now := &clock{}

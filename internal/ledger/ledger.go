@@ -120,10 +120,11 @@ func (l *Ledger) Free(r *Record) bool {
 
 // Elsewhere reports whether somebody else than the caller, who has not begun
 // to, may be handing over the goods of a stored payment: another process, or
-// in this one the configuration before a reload. On a store that is not shared
-// no other process is alive.
+// in this one the configuration before a reload. A process that was seen to
+// die hands over nothing any more, whatever its lease, and on a store that is
+// not shared no other process is alive.
 func (l *Ledger) Elsewhere(r *Record) bool {
-	return r.Delivery == Delivering && (l.shared || r.Owner == l.owner) && !l.now().After(r.Lease)
+	return r.Delivery == Delivering && (l.shared || r.Owner == l.owner) && !l.now().After(r.Lease) && !l.dead(r.Owner)
 }
 
 // Get returns the record of a payment, or ErrNotFound. What this process has
