@@ -21,6 +21,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/ledger/badger"
+	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
 
@@ -32,6 +33,7 @@ const (
 	lost         kind = "lost"          // money moved, and nobody got anything for it, or the ledger does not know
 	doubleGrant  kind = "double grant"  // one payment bought twice
 	unpaid       kind = "served unpaid" // goods, and no money
+	late         kind = "taken over late"
 	other        kind = "other"
 )
 
@@ -51,11 +53,13 @@ type auditor struct {
 	chain    *devchain.Chain
 	seller   common.Address
 	upstream *upstream
-	scratch  string // a folder for copies of ledgers
-	reruns   bool   // the upstream may run again for an order after its payment was released
+	scratch  string       // a folder for copies of ledgers
+	shared   ledger.Store // the ledger, where processes share one; nil where each has a folder of its own
+	reruns   bool         // the upstream may run again for an order after its payment was released
 
 	next      uint64                          // the first block that has not been read
 	scanned   time.Time                       // when that was found out
+	overdue   int                             // how many of the book's late cheques have been reported
 	transfers int                             // that were found
 	moved     *big.Int                        // atomic units
 	fresh     map[string]map[*cheque]struct{} // by ledger: whose transfer was found since it was last looked at
@@ -126,6 +130,11 @@ func (a *auditor) clients() []problem {
 	var problems []problem
 	a.book.mu.Lock()
 	defer a.book.mu.Unlock()
+	for _, c := range a.book.late[a.overdue:] {
+		problems = append(problems, problem{late, fmt.Sprintf("an instance that had it under way died, and it was answered %s later, and more than %s after the last death",
+			c.takeover.Round(time.Millisecond), takeoverLimit), c})
+	}
+	a.overdue = len(a.book.late)
 	for nonce, c := range a.book.cheques {
 		orders, most := a.upstream.did(c.key.String())
 		same := slices.Compact(slices.Sorted(slices.Values(orders)))
@@ -174,12 +183,38 @@ func (a *auditor) closing() []problem {
 	return problems
 }
 
-// ledger checks that the ledger in dir, whose process is dead, knows of the
-// transfers that the chain has made since it was last looked at. It looks at a
-// copy: what a crash leaves behind is for the product to open first. ended
-// says that the process has ended in good order with nothing left to do; then
-// every payment is looked at.
-func (a *auditor) ledger(ctx context.Context, dir string, ended bool) (problems []problem, err error) {
+// ledger checks that the ledger of a dead process knows of the transfers that
+// the chain has made since it was last looked at. ended says that the process
+// has ended in good order with nothing left to do; then every payment is
+// looked at.
+func (a *auditor) ledger(ctx context.Context, name string, ended bool) (problems []problem, err error) {
+	store := a.shared
+	if store == nil {
+		if store, err = a.duplicate(name); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, store.Close()) }()
+	}
+	for _, c := range a.due(name, ended) {
+		e, err := entryOf(ctx, store, c.key)
+		if err != nil {
+			return nil, err
+		}
+		a.book.mu.Lock()
+		landed := c.landed != (common.Hash{})
+		c.owed = e.owed()
+		a.book.say(c, "the ledger says %q", e.State)
+		a.book.mu.Unlock()
+		if text := disagrees(e.State, landed, ended); text != "" {
+			problems = append(problems, problem{lost, text, c})
+		}
+	}
+	return problems, nil
+}
+
+// duplicate opens a copy of the ledger in a folder: what a crash leaves behind
+// is for the product to open first.
+func (a *auditor) duplicate(dir string) (ledger.Store, error) {
 	if err := os.RemoveAll(a.scratch); err != nil {
 		return nil, err
 	}
@@ -190,33 +225,18 @@ func (a *auditor) ledger(ctx context.Context, dir string, ended bool) (problems 
 	if err != nil {
 		return nil, fmt.Errorf("opening a copy of the ledger of a killed process: %w", err)
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	for _, c := range a.due(dir, ended) {
-		state, owed, err := stateOf(ctx, store, c)
-		if err != nil {
-			return nil, err
-		}
-		a.book.mu.Lock()
-		landed := c.landed != (common.Hash{})
-		c.owed = owed
-		a.book.say(c, "the ledger says %q", state)
-		a.book.mu.Unlock()
-		if text := disagrees(state, landed, ended); text != "" {
-			problems = append(problems, problem{lost, text, c})
-		}
-	}
-	return problems, nil
+	return store, nil
 }
 
 // due returns the payments to look up in a ledger, and takes them off its list.
-func (a *auditor) due(dir string, all bool) []*cheque {
+func (a *auditor) due(name string, all bool) []*cheque {
 	a.book.mu.Lock()
 	defer a.book.mu.Unlock()
-	list := slices.Collect(maps.Keys(a.fresh[dir]))
+	list := slices.Collect(maps.Keys(a.fresh[name]))
 	if all {
 		list = slices.Collect(maps.Values(a.book.cheques))
 	}
-	clear(a.fresh[dir])
+	clear(a.fresh[name])
 	return list
 }
 
@@ -239,24 +259,31 @@ func disagrees(state string, landed, ended bool) string {
 	return ""
 }
 
-// stateOf returns the state of a payment, "" where the ledger has none, and
-// whether the payer is owed its money.
-func stateOf(ctx context.Context, store ledger.Store, c *cheque) (state string, owed bool, err error) {
-	e, err := store.Get(ctx, ledger.Key("pay/"+c.key.String()))
+// An entry is what is read of a payment's entry in a ledger.
+type entry struct {
+	State    string    `json:"state"`
+	Delivery string    `json:"delivery"`
+	Updated  time.Time `json:"updated"`
+}
+
+// entryOf returns a payment's entry, the zero value where the ledger has none.
+func entryOf(ctx context.Context, store ledger.Store, k payment.Key) (e entry, err error) {
+	stored, err := store.Get(ctx, ledger.Key("pay/"+k.String()))
 	if errors.Is(err, ledger.ErrNotFound) {
-		return "", false, nil
+		return entry{}, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(stored.Value, &e)
 	}
 	if err != nil {
-		return "", false, err
+		return entry{}, fmt.Errorf("reading payment %s in the ledger: %w", k, err)
 	}
-	var doc struct {
-		State    string `json:"state"`
-		Delivery string `json:"delivery"`
-	}
-	if err := json.Unmarshal(e.Value, &doc); err != nil {
-		return "", false, fmt.Errorf("payment %s in the ledger: %w", c.key, err)
-	}
-	return doc.State, doc.State == "REFUND_DUE" || doc.State == "REFUNDED" || doc.Delivery == "UNDELIVERABLE", nil
+	return e, nil
+}
+
+// owed reports whether the payer is to get its money back.
+func (e *entry) owed() bool {
+	return e.State == "REFUND_DUE" || e.State == "REFUNDED" || e.Delivery == "UNDELIVERABLE"
 }
 
 // copyFiles copies the files of a folder that has no folders in it.

@@ -48,13 +48,18 @@ type cheque struct {
 	landed  common.Hash // the transaction that moved the money
 	owed    bool        // the ledger says that the money goes back, when it was last looked at
 	history []string
+
+	// orphaned is since when its client waits for the living to take it over;
+	// zero while no instance has died that had it under way.
+	orphaned time.Time
+	takeover time.Duration // how long that took, once it is answered
 }
 
 // A book is what clients did and were told, and what the chain did.
 type book struct {
 	began time.Time
 	cycle atomic.Int64
-	fresh atomic.Int64 // unix nanoseconds: when the latest request that got goods began
+	fresh []atomic.Int64 // unix nanoseconds, by instance: when the latest request that got goods there began
 
 	mu         sync.Mutex
 	orders     int                     // guarded by mu
@@ -63,10 +68,14 @@ type book struct {
 	byKey      map[string]*cheque      // guarded by mu, by the ledger's name
 	open       map[*cheque]struct{}    // guarded by mu: those whose clients still ask
 	recent     []*cheque               // guarded by mu: some that were served, to be tried again
+	takeovers  []time.Duration         // guarded by mu: how long the payments of dead instances took to be answered
+	late       []*cheque               // guarded by mu: those that took too long
+	death      time.Time               // guarded by mu: when an instance died last
+	alone      bool                    // there is one instance, and nobody lives to take over from it
 }
 
-func newBook() *book {
-	return &book{began: time.Now(), cheques: map[common.Hash]*cheque{}, byKey: map[string]*cheque{}, open: map[*cheque]struct{}{}}
+func newBook(instances int) *book {
+	return &book{alone: instances == 1, began: time.Now(), fresh: make([]atomic.Int64, instances), cheques: map[common.Hash]*cheque{}, byKey: map[string]*cheque{}, open: map[*cheque]struct{}{}}
 }
 
 func (b *book) order(route string, version int) *order {
@@ -111,11 +120,12 @@ func (b *book) note(c *cheque, format string, args ...any) {
 // keptRecent is how many served cheques are kept to be tried again.
 const keptRecent = 64
 
-// servedBy notes that a request that began at a moment got the goods.
-func (b *book) servedBy(c *cheque, began time.Time) {
+// servedBy notes that a request to an instance, which began at a moment, got
+// the goods.
+func (b *book) servedBy(c *cheque, at int, began time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.fresh.Store(max(b.fresh.Load(), began.UnixNano()))
+	b.fresh[at].Store(max(b.fresh[at].Load(), began.UnixNano()))
 	if c.served.IsZero() {
 		c.served = time.Now()
 	}
@@ -132,12 +142,75 @@ func (b *book) refusedWith(c *cheque, reason string) {
 	b.say(c, "402, pay again: %s", reason)
 }
 
-// ended notes that the client has stopped asking with a cheque.
-func (b *book) ended(c *cheque) {
+// ended notes that the client has stopped asking with a cheque, because of a
+// final answer or, if not answered, for another reason.
+func (b *book) ended(c *cheque, answered bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c.done = true
 	delete(b.open, c)
+	if !answered || c.orphaned.IsZero() {
+		return
+	}
+	now := time.Now()
+	c.takeover = now.Sub(c.orphaned)
+	b.takeovers = append(b.takeovers, c.takeover)
+	if now.Sub(latest(c.orphaned, b.death)) > takeoverLimit && !b.alone {
+		b.late = append(b.late, c)
+	}
+}
+
+// takeoverLimit is how long after the death of an instance the living must
+// have answered what it had under way: 99 of 100 payments however many others
+// have died meanwhile, and every one after the last of these deaths. What one
+// instance leaves behind can hold up what the living have taken over from
+// another, since they share a lane.
+const takeoverLimit = 10 * time.Second
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// died notes the death of an instance.
+func (b *book) died(at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.death = latest(b.death, at)
+}
+
+// orphan notes that an instance has died that had a payment under way. updated
+// is when the ledger's entry of the payment was last written. While nobody has
+// touched it since an earlier death, the clock of that one runs on; otherwise
+// somebody living had taken the payment up, and has died now.
+func (b *book) orphan(c *cheque, now, updated time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.orphaned.IsZero() || updated.After(c.orphaned) {
+		c.orphaned = now
+	}
+}
+
+// orphanedAt returns since when a payment waits for the living, or zero.
+func (b *book) orphanedAt(c *cheque) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return c.orphaned
+}
+
+// orphans returns the payments of dead instances that are not answered yet.
+func (b *book) orphans() []*cheque {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []*cheque
+	for c := range b.open {
+		if !c.orphaned.IsZero() {
+			list = append(list, c)
+		}
+	}
+	return list
 }
 
 func (b *book) waiting() int {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/big"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/internal/failpoint"
+	"github.com/tollgate402/tollgate/payment"
 )
 
 //go:embed Caddyfile.shop
@@ -36,11 +38,12 @@ type harness struct {
 	dir      string
 	chain    *devchain.Chain
 	upstream *upstream
+	database *database // nil where the ledgers are in folders
 	book     *book
 	plan     *plan
 	auditor  *auditor
-	shop     *process
-	teller   *process // nil where the shop settles itself
+	shops    []*process // the instances, one or more
+	teller   *process   // nil where the shop settles itself
 
 	closing   chan struct{} // closed when clients are to begin nothing new
 	stop      context.CancelFunc
@@ -56,11 +59,16 @@ type harness struct {
 
 func newHarness(ctx context.Context, o options) (h *harness, err error) {
 	h = &harness{
-		options: o, book: newBook(), plan: newPlan(o.seed, o.facilitator == "remote", o.jams, without(o)), closing: make(chan struct{}),
+		options: o, book: newBook(o.instances), plan: newPlan(o), closing: make(chan struct{}),
 		clientErr: make(chan error, o.clients), points: map[failpoint.Point]int{}, counts: map[kind]int{},
 	}
+	if o.ledger == onPostgres {
+		if h.database, err = createDatabase(ctx, os.Getenv(databaseVariable)); err != nil {
+			return nil, err
+		}
+	}
 	if h.dir, err = os.MkdirTemp("", "tollgate-kill-"); err != nil {
-		return nil, err
+		return h, err
 	}
 	if h.binary == "" {
 		h.binary = filepath.Join(h.dir, "tollgate")
@@ -76,7 +84,7 @@ func newHarness(ctx context.Context, o options) (h *harness, err error) {
 	if h.upstream, err = startUpstream(); err != nil {
 		return h, err
 	}
-	if err := h.openShop(); err != nil {
+	if err := h.openShops(); err != nil {
 		return h, err
 	}
 	seller := h.chain.Account("seller").Address
@@ -85,8 +93,11 @@ func newHarness(ctx context.Context, o options) (h *harness, err error) {
 		reruns: o.reruns,
 		fresh:  map[string]map[*cheque]struct{}{},
 	}
+	if h.database != nil {
+		h.auditor.shared = h.database.store
+	}
 	for _, p := range h.processes() {
-		h.auditor.fresh[p.ledger()] = map[*cheque]struct{}{}
+		h.auditor.fresh[p.ledger] = map[*cheque]struct{}{}
 	}
 	return h, h.openClients(ctx)
 }
@@ -95,26 +106,46 @@ func newHarness(ctx context.Context, o options) (h *harness, err error) {
 // to be seen in every state.
 const blockTime = 40 * time.Millisecond
 
-func (p *process) ledger() string { return filepath.Join(p.dir, "ledger") }
+// envDatabase is where the Caddyfile of a shop finds the connection string.
+const envDatabase = "KILL_DATABASE_URL"
 
-// openShop writes the Caddyfiles. Nothing is started yet.
-func (h *harness) openShop() error {
+// openShops writes the Caddyfiles. Nothing is started yet.
+func (h *harness) openShops() error {
 	lane := "TOLLGATE_LANE_KEY=" + hex.EncodeToString(crypto.FromECDSA(h.chain.Account("facilitator").Key))
 	network := "{\n\t\t\trpc " + h.chain.WebSocketURL() + "\n\t\t\tlane key {env.TOLLGATE_LANE_KEY}\n\t\t}"
 	var err error
-	if h.facilitator == "embedded" {
-		h.shop, err = h.open("shop", shopFile, lane, "%NETWORK%", network, "%FACILITATOR%", "facilitator embedded")
+	if h.facilitator == remote {
+		if h.teller, err = h.open("teller", tellerFile, lane, "%NETWORK%", network); err != nil {
+			return err
+		}
+		shop, err := h.open("shop", shopFile, "", "%NETWORK%", "", "%FACILITATOR%", "facilitator http http://"+h.teller.address)
+		h.shops = []*process{shop}
 		return err
 	}
-	if h.teller, err = h.open("teller", tellerFile, lane, "%NETWORK%", network); err != nil {
-		return err
+	for i := range h.instances {
+		name := "shop"
+		if h.instances > 1 {
+			name = fmt.Sprintf("shop%d", i+1)
+		}
+		p, err := h.open(name, shopFile, lane, "%NETWORK%", network, "%FACILITATOR%", "facilitator embedded")
+		if err != nil {
+			return err
+		}
+		p.number = i
+		h.shops = append(h.shops, p)
 	}
-	h.shop, err = h.open("shop", shopFile, "", "%NETWORK%", "", "%FACILITATOR%", "facilitator http http://"+h.teller.address)
-	return err
+	return nil
 }
 
 func (h *harness) open(name, source, secret string, replace ...string) (*process, error) {
 	p := &process{name: name, binary: h.binary, dir: filepath.Join(h.dir, name)}
+	p.ledger = filepath.Join(p.dir, "ledger")
+	ledger := "badger " + p.ledger
+	if h.database != nil {
+		p.ledger = h.database.name
+		p.env = append(p.env, envDatabase+"="+h.database.url)
+		ledger = "postgres {env." + envDatabase + "}"
+	}
 	p.caddyfile = filepath.Join(p.dir, "Caddyfile")
 	for _, env := range []string{secret, failpoint.EnvBreak + "=" + string(h.broken)} {
 		if !strings.HasSuffix(env, "=") && env != "" {
@@ -128,7 +159,11 @@ func (h *harness) open(name, source, secret string, replace ...string) (*process
 	if p.address, err = freeAddress(); err != nil {
 		return nil, err
 	}
-	doc := strings.NewReplacer(append(replace, "%ADMIN%", p.admin, "%LISTEN%", p.address, "%LEDGER%", p.ledger(),
+	_, port, err := net.SplitHostPort(p.address)
+	if err != nil {
+		return nil, err
+	}
+	doc := strings.NewReplacer(append(replace, "%ADMIN%", p.admin, "%PORT%", port, "%LEDGER%", ledger,
 		"%PAY_TO%", h.chain.Account("seller").Address.Hex(), "%UPSTREAM%", h.upstream.address)...).Replace(source)
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return nil, err
@@ -136,12 +171,12 @@ func (h *harness) open(name, source, secret string, replace ...string) (*process
 	return p, os.WriteFile(p.caddyfile, []byte(doc), 0o600)
 }
 
-// processes are the shop and, before it, the facilitator that it asks.
+// processes are the shops and, before them, the facilitator that they ask.
 func (h *harness) processes() []*process {
 	if h.teller == nil {
-		return []*process{h.shop}
+		return h.shops
 	}
-	return []*process{h.teller, h.shop}
+	return append([]*process{h.teller}, h.shops...)
 }
 
 func (h *harness) openClients(ctx context.Context) error {
@@ -150,12 +185,22 @@ func (h *harness) openClients(ctx context.Context) error {
 		return err
 	}
 	ctx, h.stop = context.WithCancel(ctx)
+	addresses := make([]string, len(h.shops))
+	for i, p := range h.shops {
+		addresses[i] = "http://" + p.address
+	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 2 * len(accounts), DisableCompression: true}
 	for i, account := range accounts {
 		rng := rand.New(rand.NewPCG(h.seed, uint64(i))) //nolint:gosec // what is bought, no secret
-		c, err := newClient(h.book, &http.Client{Transport: transport, Timeout: 20 * time.Second}, "http://"+h.shop.address, account, rng)
+		c, err := newClient(h.book, &http.Client{Transport: transport, Timeout: 20 * time.Second}, addresses, i, account, rng)
 		if err != nil {
 			return err
+		}
+		if h.database != nil {
+			c.updated = func(ctx context.Context, k payment.Key) (time.Time, error) {
+				e, err := entryOf(ctx, h.database.store, k)
+				return e.Updated, err
+			}
 		}
 		h.clients.Go(func() { // ends with closing or ctx; close waits for it
 			if err := c.run(ctx, h.closing); err != nil {
@@ -170,6 +215,7 @@ const (
 	startPatience = 30 * time.Second // for the first paid answer of a life
 	pointPatience = 5 * time.Second  // for a life to reach its point
 	jamPatience   = 40 * time.Second // the same, where the engine has to lose its patience first
+	calmPatience  = 90 * time.Second // for what the dead have left to be answered
 	endPatience   = 90 * time.Second // for all clients to get what they wait for
 )
 
@@ -209,49 +255,156 @@ func (h *harness) live(ctx context.Context, f fall) error {
 
 // cut lets the shop live once, ends it as f says, and looks at what is left.
 func (h *harness) cut(ctx context.Context, f fall) error {
-	victim := h.shop
+	victims := choose(f, h.shops)
 	if f.victim == "teller" {
-		victim = h.teller
+		victims = []*process{h.teller}
 	}
-	for _, p := range h.processes() {
-		if p.alive() && p == victim {
-			p.kill() // it has not met its failpoint yet
-		}
-		if !p.alive() {
-			at := ""
-			if p == victim && f.point != "" {
-				at = fmt.Sprintf("%s:%d", f.point, f.pass)
-			}
-			if err := p.start(h.cycle, at); err != nil {
-				return err
-			}
-		}
+	if f.both && h.teller != nil {
+		victims = append(victims, h.teller, h.shops[0])
 	}
-	if err := h.serve(ctx, victim); err != nil {
+	if err := h.begin(f, victims[0]); err != nil {
 		return err
 	}
-	if err := h.await(ctx, f, victim); err != nil {
+	if err := h.serve(ctx, victims[0]); err != nil {
 		return err
 	}
-	victim.kill()
-	if err := victim.murdered(); err != nil {
-		return err
-	}
-	if f.both {
-		for _, p := range h.processes() {
-			p.kill()
+	if h.database != nil && (f.calm || f.jammed) {
+		if err := h.calm(ctx); err != nil {
+			return err
 		}
 	}
-	point, err := victim.taken()
+	fallen, err := h.await(ctx, f, victims[0])
 	if err != nil {
 		return err
 	}
-	if point != "" {
-		h.points[point]++
-	} else {
-		h.random++ // also where a point was not reached in time
+	for _, p := range victims[1:] {
+		p.kill()
+	}
+	if err := h.bury(fallen); err != nil {
+		return err
 	}
 	return h.audit(ctx, false)
+}
+
+// choose returns the shops that f kills, first the one that it is about. Of
+// several instances a point is met by one that is not running yet and can be
+// told to. The one that has lived longest takes over what the others leave,
+// and is spared unless it is meant.
+func choose(f fall, shops []*process) []*process {
+	if len(shops) == 1 {
+		return shops
+	}
+	var eldest *process
+	for _, p := range shops {
+		if p.alive() && (eldest == nil || p.began.Before(eldest.began)) {
+			eldest = p
+		}
+	}
+	if f.eldest && eldest != nil {
+		return []*process{eldest}
+	}
+	var able, dead []*process
+	for _, p := range shops {
+		if p != eldest {
+			able = append(able, p)
+		}
+		if !p.alive() {
+			dead = append(dead, p)
+		}
+	}
+	from := able
+	if f.point != "" && len(dead) > 0 {
+		from = dead
+	}
+	victim := from[f.pick%len(from)]
+	able = slices.DeleteFunc(able, func(p *process) bool { return p == victim })
+	victims := []*process{victim}
+	if f.both && len(able) > 0 {
+		victims = append(victims, able[f.pick%len(able)])
+	}
+	return victims
+}
+
+// begin starts everything that is not running, and has the victim meet its
+// point. Where there are several instances the others are set to die at K11:
+// that is met by whichever looks after the lane, and only once a transaction
+// has been stuck for longer than in any other cycle.
+func (h *harness) begin(f fall, victim *process) error {
+	for _, p := range h.processes() {
+		if p.alive() && p == victim && (len(h.shops) == 1 || f.point != "") {
+			p.kill() // it has not been told of its failpoint
+		}
+		if p.alive() {
+			continue
+		}
+		at := ""
+		switch {
+		case p == victim && f.point != "":
+			at = fmt.Sprintf("%s:%d", f.point, f.pass)
+		case len(h.shops) > 1 && slices.Contains(h.plan.points, failpoint.Replaced):
+			at = string(failpoint.Replaced) + ":1"
+		}
+		if err := p.start(h.cycle, at); err != nil {
+			return err
+		}
+		p.settled = p != victim // how long the others take to serve is not measured
+	}
+	return nil
+}
+
+// bury looks into every death of this cycle, of which fallen's is the one that
+// was planned.
+func (h *harness) bury(fallen *process) error {
+	for _, p := range h.processes() {
+		if p.alive() || p.buried {
+			continue
+		}
+		p.buried = true
+		h.book.died(p.died)
+		if err := p.murdered(); err != nil {
+			return err
+		}
+		point, err := p.taken()
+		if err != nil {
+			return err
+		}
+		switch {
+		case point != "":
+			h.points[point]++
+		case p == fallen:
+			h.random++ // also where a point was not reached in time
+		}
+	}
+	return nil
+}
+
+// abandoned reports payments that nobody has taken over.
+func abandoned(orphans []*cheque) []problem {
+	var problems []problem
+	for _, c := range orphans {
+		problems = append(problems, problem{late, fmt.Sprintf("an instance that had it under way died, and nobody has answered it within %s", calmPatience), c})
+	}
+	return problems
+}
+
+// calm waits until the payments that dead instances had under way are
+// answered.
+func (h *harness) calm(ctx context.Context) error {
+	patience := time.After(calmPatience)
+	for {
+		select {
+		case err := <-h.clientErr:
+			return h.clientFailed(err)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-patience:
+			return h.report(abandoned(h.book.orphans()))
+		case <-time.After(100 * time.Millisecond): // in which clients notice who has died
+		}
+		if len(h.book.orphans()) == 0 {
+			return nil
+		}
+	}
 }
 
 // serve waits until the life that has begun gives somebody the goods, or ends.
@@ -277,7 +430,7 @@ func (h *harness) serve(ctx context.Context, victim *process) error {
 // served reports whether a request that began after the process has been
 // served, and notes how long that took.
 func (h *harness) served(p *process) bool {
-	first := time.Unix(0, h.book.fresh.Load())
+	first := time.Unix(0, h.book.fresh[p.number].Load())
 	if first.Before(p.began) {
 		return false
 	}
@@ -288,8 +441,9 @@ func (h *harness) served(p *process) bool {
 	return true
 }
 
-// await waits for the end that f has chosen.
-func (h *harness) await(ctx context.Context, f fall, victim *process) error {
+// await waits for the end that f has chosen, and returns whose it was: the
+// victim's, or at K11 that of the instance that looks after the lane.
+func (h *harness) await(ctx context.Context, f fall, victim *process) (fallen *process, err error) {
 	patience := pointPatience
 	switch {
 	case f.point == "":
@@ -312,17 +466,31 @@ func (h *harness) await(ctx context.Context, f fall, victim *process) error {
 			}
 		})
 	}
-	var err error
+	watched := []*process{victim}
+	if f.point == failpoint.Replaced {
+		watched = h.processes()
+	}
+	ends := make(chan *process, len(watched))
+	for _, p := range watched {
+		side.Go(func() { // ends with ctx
+			select {
+			case <-p.ended:
+				ends <- p
+			case <-ctx.Done():
+			}
+		})
+	}
+	fallen = victim
 	select {
-	case <-victim.ended:
+	case fallen = <-ends:
 	case err = <-h.clientErr:
 		err = h.clientFailed(err)
 	case <-ctx.Done():
 	}
-	victim.kill()
+	fallen.kill()
 	cancel()
 	side.Wait()
-	return errors.Join(err, sideErr)
+	return fallen, errors.Join(err, sideErr)
 }
 
 // clientFailed reports an answer that no client should get.
@@ -341,12 +509,15 @@ func (h *harness) audit(ctx context.Context, ended bool) error {
 		return err
 	}
 	problems = append(problems, h.auditor.clients()...)
+	read := ""
 	for _, p := range h.processes() {
-		// The ledger grows; later in a long run it is looked at less often.
-		if p.alive() || !ended && h.cycle%(1+h.cycle/100) != 0 {
+		// A folder is copied as a whole, and grows; later in a long run it is
+		// looked at less often.
+		if p.alive() || p.ledger == read || !ended && h.database == nil && h.cycle%(1+h.cycle/100) != 0 {
 			continue
 		}
-		found, err := h.auditor.ledger(ctx, p.ledger(), ended)
+		read = p.ledger
+		found, err := h.auditor.ledger(ctx, p.ledger, ended)
 		if err != nil {
 			return err
 		}
@@ -455,7 +626,7 @@ func (h *harness) totals() *totals {
 	slices.Sort(h.recoveries)
 	t := &totals{
 		cycles: h.cycle, orders: h.book.orders, payments: h.book.signatures, random: h.random, points: h.points,
-		recoveries: h.recoveries, counts: h.counts,
+		recoveries: h.recoveries, takeovers: slices.Sorted(slices.Values(h.book.takeovers)), counts: h.counts,
 	}
 	if h.auditor != nil {
 		t.settled = h.auditor.transfers
@@ -469,12 +640,18 @@ func (h *harness) close(failed bool) error {
 		h.stop()
 	}
 	h.clients.Wait()
-	for _, p := range []*process{h.shop, h.teller} {
+	for _, p := range h.processes() {
 		if p != nil {
 			p.kill()
 		}
 	}
 	var errs []error
+	if h.database != nil {
+		if h.dir != "" && (failed || h.keep) {
+			errs = append(errs, h.database.save(filepath.Join(h.dir, "ledger.txt")))
+		}
+		errs = append(errs, h.database.drop())
+	}
 	if h.upstream != nil {
 		errs = append(errs, h.upstream.server.Close())
 	}

@@ -12,6 +12,13 @@
 // and nothing came of it, if one payment bought twice or nothing was paid for
 // what was handed out, if fewer than 90 % of the honest payments settled, or
 // if a point of the matrix was never reached.
+//
+//	e2e/postgres.sh go run ./e2e/kill -ledger postgres -instances 3
+//
+// does that to instances of the shop that share one ledger in PostgreSQL and
+// one lane. While one is dead the others go on, and its clients turn to them
+// with the same payments. The run also fails if those are not answered within
+// ten seconds, with the goods or with a refusal.
 package main
 
 import (
@@ -34,6 +41,8 @@ type options struct {
 	seed        uint64
 	clients     int
 	facilitator string
+	ledger      string
+	instances   int
 	without     string
 	binary      string
 	jams        float64
@@ -42,13 +51,24 @@ type options struct {
 	reruns      bool
 }
 
+// What options say.
+const (
+	embedded = "embedded"
+	remote   = "remote"
+
+	onBadger   = "badger"
+	onPostgres = "postgres"
+)
+
 func main() {
 	var o options
 	var selfTest bool
-	flag.IntVar(&o.cycles, "cycles", 200, "how often the process is killed")
+	flag.IntVar(&o.cycles, "cycles", 200, "how often a process is killed")
 	flag.Uint64Var(&o.seed, "seed", 1, "decides how each life ends")
 	flag.IntVar(&o.clients, "clients", 24, "how many clients pay at the same time")
-	flag.StringVar(&o.facilitator, "facilitator", "embedded", "who settles: embedded, or remote, which is a second process that is killed too")
+	flag.StringVar(&o.facilitator, "facilitator", embedded, "who settles: embedded, or remote, which is a second process that is killed too")
+	flag.StringVar(&o.ledger, "ledger", onBadger, "where the ledger is: badger, or postgres, which makes a database of its own on the server that "+databaseVariable+" names")
+	flag.IntVar(&o.instances, "instances", 1, "how many instances of the shop share the ledger; with postgres only, more than one")
 	flag.StringVar(&o.without, "without", "", "points that this build cannot reach, such as `K11`; they are named in the result")
 	flag.StringVar(&o.binary, "binary", "", "a cmd/tollgate that is already built with the tag failpoint")
 	flag.BoolVar(&o.reruns, "allow-reruns", false, "let the upstream run again for a POST whose payment was released after a crash")
@@ -56,8 +76,12 @@ func main() {
 	flag.BoolVar(&selfTest, "self-test", false, "run builds that are broken on purpose, and succeed if each of them is caught")
 	flag.Parse()
 	o.jams = 0.15
-	if flag.NArg() > 0 || o.cycles < 1 || o.clients < 1 || o.facilitator != "embedded" && o.facilitator != "remote" {
+	if flag.NArg() > 0 {
 		flag.Usage()
+		os.Exit(2)
+	}
+	if err := o.check(selfTest); err != nil {
+		fmt.Fprintln(os.Stderr, "kill:", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -72,6 +96,25 @@ func main() {
 	}
 }
 
+// check returns an error if the options do not go together.
+func (o *options) check(selfTest bool) error {
+	switch {
+	case o.cycles < 1 || o.clients < 1 || o.instances < 1:
+		return errors.New("-cycles, -clients and -instances must be at least 1")
+	case o.facilitator != embedded && o.facilitator != remote:
+		return fmt.Errorf("-facilitator is %q, it must be embedded or remote", o.facilitator)
+	case o.ledger != onBadger && o.ledger != onPostgres:
+		return fmt.Errorf("-ledger is %q, it must be badger or postgres", o.ledger)
+	case o.instances > 1 && o.ledger != onPostgres:
+		return errors.New("one process at a time can use a Badger ledger: for several -instances add -ledger postgres")
+	case o.facilitator == remote && o.ledger != onBadger:
+		return errors.New("-facilitator remote works with -ledger badger only")
+	case selfTest && o.ledger != onBadger:
+		return errors.New("-self-test works with -ledger badger only")
+	}
+	return nil
+}
+
 // run makes one run and prints its result.
 func run(ctx context.Context, o options) (err error) {
 	h, err := newHarness(ctx, o)
@@ -82,7 +125,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	began := time.Now()
-	fmt.Printf("seed %d, %d cycles, %d clients, facilitator %s\n", o.seed, o.cycles, o.clients, o.facilitator)
+	fmt.Printf("seed %d, %d cycles, %d clients, facilitator %s, ledger %s, instances %d\n", o.seed, o.cycles, o.clients, o.facilitator, o.ledger, o.instances)
 	failed := h.cycles(ctx)
 	t := h.totals()
 	points := make([]string, 0, len(t.points))
@@ -91,16 +134,22 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Printf("killed at %s and %d times at any moment, in %s\n", strings.Join(points, " "), t.random, time.Since(began).Round(time.Second))
 	fmt.Printf("settled %.1f%% of the honest payments (%d of %d) for %d orders; recovery p50 %d ms, longest %d ms\n",
-		100*float64(t.settled)/float64(max(1, t.payments)), t.settled, t.payments, t.orders, t.recovery(50), t.recovery(100))
+		100*float64(t.settled)/float64(max(1, t.payments)), t.settled, t.payments, t.orders, percentile(t.recoveries, 50), percentile(t.recoveries, 100))
 	if o.without != "" {
 		fmt.Printf("left out: %s\n", o.without)
 	}
-	err = t.enough(without(o))
+	takeover := ""
+	if o.instances > 1 {
+		fmt.Printf("of %d payments that instances had under way when they died: answered in the end p50 %d ms, longest %d ms after that\n",
+			len(t.takeovers), percentile(t.takeovers, 50), percentile(t.takeovers, 100))
+		takeover = fmt.Sprintf(" takeover_p99_ms=%d", percentile(t.takeovers, 99))
+	}
+	err = t.enough(o)
 	if failed != nil {
 		err = failed // what else is missing follows from that
 	}
-	fmt.Printf("cycles=%d payments=%d double_charges=%d lost=%d double_grants=%d recovery_p99_ms=%d\n",
-		t.cycles, t.payments, t.counts[doubleCharge], t.counts[lost], t.counts[doubleGrant], t.recovery(99))
+	fmt.Printf("cycles=%d payments=%d double_charges=%d lost=%d double_grants=%d recovery_p99_ms=%d%s\n",
+		t.cycles, t.payments, t.counts[doubleCharge], t.counts[lost], t.counts[doubleGrant], percentile(t.recoveries, 99), takeover)
 	return err
 }
 
@@ -117,30 +166,39 @@ type totals struct {
 	cycles, orders, payments, settled int
 	random                            int // lives that ended at any moment
 	points                            map[failpoint.Point]int
-	recoveries                        []time.Duration // sorted
 	counts                            map[kind]int
+
+	recoveries []time.Duration // sorted; from the start of a process to the first paid answer
+	takeovers  []time.Duration // sorted; from the death of an instance to the last answer to what it had under way, payment by payment
 }
 
-// recovery returns a percentile of the times from the start of a process to
-// the first paid answer, in milliseconds.
-func (t *totals) recovery(percent int) int64 {
-	if len(t.recoveries) == 0 {
+// percentile returns one of sorted times, in milliseconds.
+func percentile(sorted []time.Duration, percent int) int64 {
+	if len(sorted) == 0 {
 		return 0
 	}
-	at := (len(t.recoveries)*percent + 99) / 100
-	return t.recoveries[max(at, 1)-1].Milliseconds()
+	at := (len(sorted)*percent + 99) / 100
+	return sorted[max(at, 1)-1].Milliseconds()
 }
 
 // enough returns an error if the run proves less than it should.
-func (t *totals) enough(without []failpoint.Point) error {
+func (t *totals) enough(o options) error {
 	var errs []error
 	if 10*t.settled < 9*t.payments || t.payments == 0 {
 		errs = append(errs, fmt.Errorf("only %d of %d honest payments settled; 90 %% must", t.settled, t.payments))
 	}
+	left := without(o)
 	for _, p := range failpoint.Points() {
-		if t.points[p] == 0 && !slices.Contains(without, p) {
+		if t.points[p] == 0 && !slices.Contains(left, p) {
 			errs = append(errs, fmt.Errorf("%s was never reached", p))
 		}
+	}
+	switch slow := percentile(t.takeovers, 99); {
+	case o.instances <= 1:
+	case len(t.takeovers) == 0:
+		errs = append(errs, errors.New("no instance died with a payment under way"))
+	case slow > takeoverLimit.Milliseconds():
+		errs = append(errs, fmt.Errorf("what dead instances had under way took %d ms to be answered; %s are allowed", slow, takeoverLimit))
 	}
 	return errors.Join(errs...)
 }

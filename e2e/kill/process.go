@@ -21,18 +21,22 @@ import (
 // A process is the product, run from a Caddyfile, killed and run again.
 type process struct {
 	name      string
+	number    int // among the shops, from 0
 	binary    string
 	dir       string // of its own: Caddyfile, logs, Caddy's data
 	caddyfile string
 	address   string // where it serves
 	admin     string // where its configuration is loaded
+	ledger    string // names what the audit reads; instances that share a ledger have the same
 	env       []string
 
 	cmd     *exec.Cmd
 	began   time.Time
 	ended   chan struct{} // closed when the process has ended
+	died    time.Time     // written before ended is closed: when that was
 	log     string        // of the present life
-	settled bool          // it has been seen to serve
+	settled bool          // it has been seen to serve, or nobody looks
+	buried  bool          // its death has been looked into
 }
 
 // start gives the process a life, with a failpoint or without one.
@@ -50,7 +54,7 @@ func (p *process) start(cycle int, at string) error {
 		cmd.Env = append(cmd.Env, failpoint.EnvPoint+"="+at)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
-	p.began, p.settled = time.Now(), false
+	p.began, p.settled, p.buried = time.Now(), false, false
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
@@ -59,6 +63,7 @@ func (p *process) start(cycle int, at string) error {
 	go func() { // ends with the process
 		defer close(ended)
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		p.died = time.Now()
 	}()
 	return nil
 }
