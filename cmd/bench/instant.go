@@ -114,9 +114,12 @@ func (c *instantChain) Witness(ctx context.Context, tx common.Hash, _ int) (*typ
 	return c.Receipt(ctx, tx)
 }
 
-func (c *instantChain) AgreeAt(ctx context.Context, _ int, _ common.Hash, call *chain.Call) ([]byte, error) {
-	err := c.Ask(ctx, call)
-	return call.Output, err
+func (c *instantChain) AgreeAt(ctx context.Context, _ int, _ common.Hash, question chain.Request) error {
+	return c.Ask(ctx, question)
+}
+
+func (c *instantChain) Reached(ctx context.Context, _ int, _ chain.Tag, _ func(chain.Head) bool) (chain.Head, error) {
+	return c.Finalized(ctx)
 }
 
 func (c *instantChain) Logs(context.Context, ethereum.FilterQuery) ([]types.Log, error) {

@@ -59,10 +59,13 @@ type Chain interface {
 	Receipt(ctx context.Context, tx common.Hash) (*types.Receipt, error)
 	Logs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log, error)
 
-	// Witness is Receipt, and AgreeAt is AskAt of one call, as a number of
-	// nodes show it alike. They fail where fewer do.
+	// Witness is Receipt, and AgreeAt is AskAt of one question, as a number of
+	// nodes show it alike. Reached returns a block that is far enough and that
+	// they have, when as many say that their block with the tag is as far.
+	// All of them fail where fewer do.
 	Witness(ctx context.Context, tx common.Hash, nodes int) (*types.Receipt, error)
-	AgreeAt(ctx context.Context, nodes int, block common.Hash, call *chain.Call) ([]byte, error)
+	AgreeAt(ctx context.Context, nodes int, block common.Hash, question chain.Request) error
+	Reached(ctx context.Context, nodes int, tag chain.Tag, enough func(chain.Head) bool) (chain.Head, error)
 
 	// Ask asks about the state after the node's latest block, AskAt about
 	// that after the block with a hash, which must be canonical.

@@ -195,7 +195,8 @@ func (e *Engine) laneState(ctx context.Context, l *lane) (ledger.Lane, error) {
 		if err != nil || known {
 			return state, err
 		}
-		nonce, err := e.Chain.NonceAt(ctx, l.address)
+		// A wrong beginning would never be put right.
+		nonce, err := e.nonceNow(ctx, l.address)
 		if err != nil {
 			return ledger.Lane{}, fmt.Errorf("reading the nonce of lane %s: %w", l.address, err)
 		}
@@ -221,6 +222,12 @@ func (e *Engine) checkLane(ctx context.Context, l *lane) error {
 	if nonce > state.Next {
 		if state, _, err = e.Ledger.Lane(ctx, e.network, l.address.Hex()); err != nil {
 			return err
+		}
+	}
+	// A lane is refused for good, so one node's word is not enough for that.
+	if nonce > state.Next && e.Quorum.Nodes > 1 {
+		if nonce, err = e.nonceNow(ctx, l.address); err != nil {
+			return fmt.Errorf("reading the nonce of lane %s: %w", l.address, err)
 		}
 	}
 	if nonce > state.Next {

@@ -7,7 +7,9 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/tollgate402/tollgate/internal/chain"
 	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
 
@@ -32,36 +34,89 @@ func (q Quorum) wanted(it *item) bool {
 	return !ok || it.charge.Big().Cmp(above) >= 0
 }
 
-// agreed returns an error unless as many nodes as are asked for show what a
-// step is taken for: the same receipt, where the authorization was used, or
-// that it is unused at the head that was looked at. It is an error of the look,
-// which is made again: nothing is concluded from a disagreement.
+// agreed returns an error unless what a step is taken for is what as many
+// nodes as are asked for show, too: the receipt with its logs, how far the
+// chain has come since, and that the authorization is unused. It is an error of
+// the look, which is made again: nothing is concluded from a disagreement.
 func (e *Engine) agreed(ctx context.Context, it *item, r *ledger.Record, step Step, s Sight) error {
+	final := step.To == ledger.Dead || step.To == ledger.Archived
 	settles := step.To == ledger.Settled && !r.State.Paid()
-	if !settles && step.To != ledger.Dead || !e.Quorum.wanted(it) {
+	if !settles && !final || !e.Quorum.wanted(it) {
 		return nil
+	}
+	seen := Sight{Mined: s.Mined, Head: s.Found.Block}
+	switch n, counted := it.until.Confirmations(); {
+	case final || it.until == payment.Finalized:
+		// A block in which it can still be used proves no death.
+		h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, chain.Finalized, func(h chain.Head) bool {
+			return h.Number >= s.Found.Block && (s.Fate != evm.Untouched || h.Time >= validBefore(it))
+		})
+		if err != nil {
+			return err
+		}
+		seen.Finalized, seen.FinalizedTime = h.Number, h.Time
+		if s.Fate == evm.Untouched {
+			used := it.stateCall()
+			if err := e.Chain.AgreeAt(ctx, e.Quorum.Nodes, h.Hash, used); err != nil {
+				return err
+			}
+			yes, err := truth(used)
+			if err != nil {
+				return err
+			}
+			seen.Complete = !yes
+		}
+	case it.until == payment.Safe:
+		h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, chain.Safe, func(h chain.Head) bool { return h.Number >= s.Found.Block })
+		if err != nil {
+			return err
+		}
+		seen.Safe = h.Number
+	case counted && n > 1:
+		h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, chain.Latest, func(h chain.Head) bool { return h.Number+1 >= s.Found.Block+n })
+		if err != nil {
+			return err
+		}
+		seen.Head = h.Number
 	}
 	if s.Fate != evm.Untouched {
 		receipt, err := e.Chain.Witness(ctx, common.HexToHash(s.Found.Transaction), e.Quorum.Nodes)
 		if err != nil {
 			return err
 		}
-		if receipt == nil || receipt.BlockHash.Hex() != s.Found.BlockHash {
-			return fmt.Errorf("%d nodes do not know transaction %s in block %s", e.Quorum.Nodes, s.Found.Transaction, s.Found.BlockHash)
+		if receipt != nil && receipt.BlockHash.Hex() == s.Found.BlockHash {
+			seen.read(it, receipt, logsOf(receipt))
 		}
-		return nil
+	}
+	if got := Decide(r, it.until, validBefore(it), seen); got.To != step.To || !same(got.Found, step.Found) {
+		return fmt.Errorf("%d nodes do not show that payment %s is %s: one node alone says so", e.Quorum.Nodes, r.Key, step.To)
+	}
+	return nil
+}
+
+// nonceNow returns how many transactions of an account are in the chain, by the
+// word of the quorum where there is one.
+func (e *Engine) nonceNow(ctx context.Context, account common.Address) (uint64, error) {
+	if e.Quorum.Nodes < 2 {
+		return e.Chain.NonceAt(ctx, account)
 	}
 	head, err := e.Chain.Head()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	used := it.stateCall()
-	if used.Output, err = e.Chain.AgreeAt(ctx, e.Quorum.Nodes, head.Hash, used); err != nil {
-		return err
+	return e.nonceOfMany(ctx, account, chain.Latest, func(h chain.Head) bool { return h.Number >= head.Number })
+}
+
+// nonceOfMany returns how many transactions of an account are in the chain up
+// to the block with a tag, by the word of the quorum.
+func (e *Engine) nonceOfMany(ctx context.Context, account common.Address, tag chain.Tag, enough func(chain.Head) bool) (uint64, error) {
+	h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, tag, enough)
+	if err != nil {
+		return 0, err
 	}
-	yes, err := truth(used)
-	if err == nil && yes {
-		err = fmt.Errorf("%d nodes say that the authorization is used", e.Quorum.Nodes)
+	n := &chain.Nonce{Address: account}
+	if err := e.Chain.AgreeAt(ctx, e.Quorum.Nodes, h.Hash, n); err != nil {
+		return 0, err
 	}
-	return err
+	return n.Nonce, n.Err
 }

@@ -21,9 +21,29 @@ func ofTwo(from int64) func(*settle.Config) {
 	}
 }
 
+// knowsLane stores the lane as if it had been used before: with what nonce a
+// lane begins is never one node's word, either.
+func (w *world) knowsLane() {
+	w.t.Helper()
+	if _, err := w.ledger.SetLane(w.t.Context(), ledger.Lane{Network: payment.EVM(84532), Address: w.engine.Lane().Hex()}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestALaneDoesNotBeginOnOneNodesWord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, ofTwo(1000))
+	_, err := w.settle(w.authorize(), payment.Included)
+	wantUnavailable(t, err)
+	if w.sent() {
+		t.Error("something was sent")
+	}
+}
+
 func TestOneNodesWordDoesNotSettleALargePayment(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ofTwo(1000))
+	w.knowsLane()
 	transfer := w.authorize()
 	job := w.claim(transfer, payment.Included)
 	w.abandon(job, func() bool { return w.earned() == 1000 })
@@ -39,6 +59,7 @@ func TestOneNodesWordDoesNotSettleALargePayment(t *testing.T) {
 func TestOneNodesWordDoesNotBuryALargePayment(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ofTwo(1000))
+	w.knowsLane()
 	transfer := w.authorize()
 	w.node.simulated = once(func() { w.sendMined(w.payer, w.cancelling(transfer)) })
 	w.abandon(w.claim(transfer, payment.Included), w.sent)
@@ -54,6 +75,7 @@ func TestOneNodesWordDoesNotBuryALargePayment(t *testing.T) {
 func TestASmallPaymentNeedsNoQuorum(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, ofTwo(1001))
+	w.knowsLane()
 	if _, err := w.settle(w.authorize(), payment.Included); err != nil {
 		t.Fatal(err)
 	}

@@ -178,7 +178,7 @@ func (e *Engine) pass(ctx context.Context, l *lane) error {
 	if err != nil || len(slots) == 0 {
 		return err
 	}
-	final, err := e.finalNonce(ctx, l, head, slots[0].nonce < mined)
+	final, err := e.finalNonce(ctx, l, head, slots[0].nonce, mined)
 	if err != nil {
 		return err
 	}
@@ -208,17 +208,22 @@ func (e *Engine) pass(ctx context.Context, l *lane) error {
 	return e.retire(ctx, done)
 }
 
-// finalNonce returns how many transactions of a lane are in final blocks. It
-// asks only where that matters.
-func (e *Engine) finalNonce(ctx context.Context, l *lane, head chain.Head, matters bool) (uint64, error) {
-	if !matters {
+// finalNonce returns how many transactions of a lane are in final blocks, of
+// which first is the first that is still followed. It asks only where that
+// matters, and a quorum, where there is one, before anything is forgotten.
+func (e *Engine) finalNonce(ctx context.Context, l *lane, head chain.Head, first, mined uint64) (uint64, error) {
+	if first >= mined {
 		return 0, nil
 	}
 	h, err := e.finality(ctx, head)
 	if err != nil || h.finalized.Hash == (common.Hash{}) {
 		return 0, err
 	}
-	return e.nonceAt(ctx, l.address, h.finalized.Hash)
+	final, err := e.nonceAt(ctx, l.address, h.finalized.Hash)
+	if err != nil || final <= first || e.Quorum.Nodes < 2 {
+		return final, err
+	}
+	return e.nonceOfMany(ctx, l.address, chain.Finalized, func(many chain.Head) bool { return many.Number >= h.finalized.Number })
 }
 
 // account asks for the state of a lane's account after a block, which must be

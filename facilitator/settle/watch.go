@@ -602,11 +602,11 @@ func (e *Engine) search(ctx context.Context, it *item, r *ledger.Record, h horiz
 const lookBack = 256
 
 // since returns the block from which on the authorization of r may have been
-// used. Where no block was noted it follows from the time of the claim and
-// the chain's pace, twice over.
+// used. Where no block was noted, or one that the chain has not reached, it
+// follows from the time of the claim and the chain's pace, twice over.
 func since(r *ledger.Record, h horizon) uint64 {
 	from := r.IntentBlock
-	if from == 0 {
+	if from == 0 || from > h.head.Number {
 		blocks, seconds := h.head.Number-min(h.head.Number, h.finalized.Number), h.head.Time-min(h.head.Time, h.finalized.Time)
 		age := h.head.Time - min(h.head.Time, uint64(max(0, r.Since.Unix())))
 		pace := blocks/max(1, seconds) + 1 // per second

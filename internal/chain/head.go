@@ -105,13 +105,7 @@ func (c *Client) Headers(ctx context.Context, numbers ...uint64) ([]Head, error)
 	heads := make([]Head, len(numbers))
 	err := c.read(ctx, op, queries, func(answers []answer) error {
 		for i, a := range answers {
-			if failed, ok := errors.AsType[*NodeError](a.err); ok && saysUnknownBlock(failed) {
-				return ErrUnknownBlock
-			}
-			if a.err != nil {
-				return a.err
-			}
-			head, err := decodeHead(a.result, c.now())
+			head, err := takeHead(a, c.now())
 			if err != nil {
 				return err
 			}
@@ -132,15 +126,8 @@ func (c *Client) header(ctx context.Context, block string) (Head, error) {
 	var head Head
 	queries := []query{{method: "eth_getBlockByNumber", args: []any{block, false}}}
 	err := c.read(ctx, "eth_getBlockByNumber", queries, func(answers []answer) error {
-		var failed *NodeError
-		if errors.As(answers[0].err, &failed) && saysUnknownBlock(failed) {
-			return ErrUnknownBlock
-		}
-		if answers[0].err != nil {
-			return answers[0].err
-		}
 		var err error
-		head, err = decodeHead(answers[0].result, c.now())
+		head, err = takeHead(answers[0], c.now())
 		return err
 	})
 	return head, err
@@ -169,6 +156,17 @@ func (h *header) head(seen time.Time) (Head, error) {
 		GasLimit: uint64(*h.GasLimit),
 		SeenAt:   seen,
 	}, nil
+}
+
+// takeHead reads the answer to a question for a block. It is ErrUnknownBlock where the node has none.
+func takeHead(a answer, seen time.Time) (Head, error) {
+	if failed, ok := errors.AsType[*NodeError](a.err); ok && saysUnknownBlock(failed) {
+		return Head{}, ErrUnknownBlock
+	}
+	if a.err != nil {
+		return Head{}, a.err
+	}
+	return decodeHead(a.result, seen)
 }
 
 func decodeHead(raw json.RawMessage, seen time.Time) (Head, error) {

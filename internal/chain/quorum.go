@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/hexutil"
 	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/ethereum/go-ethereum/rpc"
 )
@@ -32,56 +34,155 @@ func (c *Client) Witness(ctx context.Context, hash common.Hash, quorum int) (*ty
 			Block  common.Hash
 			Number string
 			Status uint64
-			Logs   []*types.Log
-		}{receipt.BlockHash, receipt.BlockNumber.String(), receipt.Status, receipt.Logs})
+			Logs   []loggedAlike
+		}{receipt.BlockHash, receipt.BlockNumber.String(), receipt.Status, alike(receipt.Logs)})
 		return receipt, string(vote), err
 	})
 }
 
-// AgreeAt is AskAt of one call for amounts at which one node is not enough: it returns what at least quorum endpoints say that
-// the call returns after the block, or a *RevertError when as many say that it fails there.
-func (c *Client) AgreeAt(ctx context.Context, quorum int, block common.Hash, call *Call) ([]byte, error) {
+// loggedAlike is what nodes of every make tell of a log. Some add the block's time.
+type loggedAlike struct {
+	Address common.Address
+	Topics  []common.Hash
+	Data    []byte
+	Index   uint
+}
+
+func alike(logs []*types.Log) []loggedAlike {
+	list := make([]loggedAlike, len(logs))
+	for i, l := range logs {
+		list[i] = loggedAlike{l.Address, l.Topics, l.Data, l.Index}
+	}
+	return list
+}
+
+// AgreeAt is AskAt of one request for amounts at which one node is not enough: its answer is what at least quorum endpoints say
+// after the block, and its Err is a *RevertError when as many say that a call fails there.
+func (c *Client) AgreeAt(ctx context.Context, quorum int, block common.Hash, r Request) error {
 	ref, err := blockRef(block)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	type verdict struct {
-		output   []byte
-		reverted *RevertError
-	}
-	queries := []query{call.query(ref)}
-	v, err := agree(ctx, c, queries[0].method, queries, quorum, func(answers []answer) (verdict, string, error) {
-		if reverted, ok := errors.AsType[*RevertError](answers[0].err); ok {
-			return verdict{reverted: reverted}, "reverted", nil
+	queries := []query{r.query(ref)}
+	won, err := agree(ctx, c, queries[0].method, queries, quorum, func(answers []answer) (answer, string, error) {
+		a := answers[0]
+		if _, reverted := errors.AsType[*RevertError](a.err); reverted {
+			return a, "reverted", nil
 		}
-		if answers[0].err != nil {
-			return verdict{}, "", answers[0].err
+		if a.err == nil {
+			a.err = r.take(a.result) // for now, to see that it makes sense
 		}
-		one := &Call{}
-		if err := one.take(answers[0].result); err != nil {
-			return verdict{}, "", err
-		}
-		return verdict{output: one.Output}, "output " + string(one.Output), nil
+		return a, "result " + strings.ToLower(string(a.result)), a.err
 	})
-	if err == nil && v.reverted != nil {
-		return nil, v.reverted
+	if err != nil {
+		r.finish(err)
+		return err
 	}
-	return v.output, err
+	if won.err == nil {
+		won.err = r.take(won.result)
+	}
+	r.finish(won.err)
+	return nil
+}
+
+// A Tag names a block by how sure it is.
+type Tag string
+
+// The tags of a chain's latest block, of its latest safe one, and of its latest final one.
+const (
+	Latest    Tag = "latest"
+	Safe      Tag = "safe"
+	Finalized Tag = "finalized"
+)
+
+// Reached asks all endpoints at once for their block with a tag, and returns one that is far enough when at least quorum of them
+// have come as far: the block that as many have at the least of their heights. Where the word of one node about how deep a block
+// is, or about the time, is not enough.
+func (c *Client) Reached(ctx context.Context, quorum int, tag Tag, enough func(Head) bool) (Head, error) {
+	const op = "eth_getBlockByNumber"
+	least, votes := uint64(math.MaxUint64), 0
+	var behind hostErrors
+	queries := []query{{method: op, args: []any{tag, false}}}
+	failures, done, err := c.everyone(ctx, op, queries, quorum, func(host string, answers []answer) (bool, error) {
+		head, err := takeHead(answers[0], c.now())
+		if err != nil {
+			return false, err
+		}
+		if !enough(head) {
+			behind = append(behind, hostError{host, fmt.Errorf("its %s block is %d", tag, head.Number)})
+			return false, nil
+		}
+		least = min(least, head.Number)
+		votes++
+		return votes >= quorum, nil
+	})
+	if err != nil {
+		return Head{}, err
+	}
+	if !done {
+		behind = append(behind, hostError{"quorum", fmt.Errorf("fewer than %d nodes have come as far", quorum)})
+		return Head{}, &UnavailableError{op, append(failures, behind...)}
+	}
+	queries = []query{{method: op, args: []any{hexutil.EncodeUint64(least), false}}}
+	head, err := agree(ctx, c, op, queries, quorum, func(answers []answer) (Head, string, error) {
+		head, err := takeHead(answers[0], c.now())
+		return head, fmt.Sprint(head.Number, head.Hash, head.Time), err
+	})
+	if err == nil && (head.Number != least || !enough(head)) {
+		err = &UnavailableError{op, hostErrors{{"quorum", fmt.Errorf("block %d is not what a node says of it", least)}}}
+	}
+	return head, err
 }
 
 // agree puts queries to every usable endpoint at once and returns the first opinion that quorum of them share. read makes an
 // opinion of one endpoint's answers; equal votes are one opinion.
 func agree[T any](ctx context.Context, c *Client, op string, queries []query, quorum int, read func([]answer) (opinion T, vote string, err error)) (T, error) {
-	var none T
+	var none, won T
+	votes := map[string][]string{} // who is of one opinion
+	failures, done, err := c.everyone(ctx, op, queries, quorum, func(host string, answers []answer) (bool, error) {
+		opinion, vote, err := read(answers)
+		if err != nil {
+			return false, err
+		}
+		votes[vote] = append(votes[vote], host)
+		won = opinion
+		return len(votes[vote]) >= quorum, nil
+	})
+	if err != nil {
+		return none, err
+	}
+	if done {
+		return won, nil
+	}
+	if len(votes) > 1 {
+		var sides []string
+		for _, hosts := range votes {
+			sides = append(sides, strings.Join(hosts, " and "))
+		}
+		c.log.Error("nodes contradict each other", "chain", c.chainID, "about", op, "sides", strings.Join(sides, " against "))
+		failures = append(failures, hostError{"quorum", errors.New("the nodes contradict each other")})
+	}
+	if len(failures) == 0 {
+		failures = append(failures, hostError{"quorum", fmt.Errorf("fewer than %d nodes agree", quorum)})
+	}
+	return none, &UnavailableError{op, failures}
+}
+
+// everyone puts queries to every usable endpoint at once, until hear, which gets the answers of one endpoint after another on the
+// caller's goroutine, has heard enough. An error of hear is that endpoint's failure. done reports whether it was enough; if not,
+// failures are those of the endpoints.
+func (c *Client) everyone(
+	ctx context.Context, op string, queries []query, quorum int, hear func(host string, answers []answer) (enough bool, err error),
+) (failures hostErrors, done bool, err error) {
 	if quorum < 1 {
-		return none, fmt.Errorf("chain: a quorum of %d", quorum)
+		return nil, false, fmt.Errorf("chain: a quorum of %d", quorum)
 	}
 	endpoints, err := c.usable(ctx)
 	if err != nil {
-		return none, &UnavailableError{op, err}
+		return nil, false, &UnavailableError{op, err}
 	}
 	if len(endpoints) < quorum {
-		return none, &UnavailableError{op, fmt.Errorf("a quorum of %d nodes is asked for, %d can be asked: add endpoints, or wait until they are back", quorum, len(endpoints))}
+		return nil, false, &UnavailableError{op, fmt.Errorf("a quorum of %d nodes is asked for, %d can be asked: add endpoints, or wait until they are back", quorum, len(endpoints))}
 	}
 	type outcome struct {
 		e       *endpoint
@@ -101,44 +202,26 @@ func agree[T any](ctx context.Context, c *Client, op string, queries []query, qu
 			pending++
 		}
 	}
-	votes := map[string][]string{} // who is of one opinion
-	var failures hostErrors
 	for ; pending > 0; pending-- {
 		var out outcome
 		select {
 		case out = <-outcomes:
 		case <-ctx.Done():
-			return none, &UnavailableError{op, append(failures, hostError{"quorum", ctx.Err()})}
+			return nil, false, &UnavailableError{op, append(failures, hostError{"quorum", ctx.Err()})}
 		}
 		err := out.err
-		var opinion T
-		var vote string
 		if err == nil {
-			opinion, vote, err = read(out.answers)
+			if done, err = hear(out.e.host, out.answers); done {
+				return nil, true, nil
+			}
 		}
 		if err != nil {
 			failures = append(failures, hostError{out.e.host, out.e.describe(err)})
 			var refused *NodeError
-			if ctx.Err() == nil && c.life.Err() == nil && !errors.As(err, &refused) {
+			if ctx.Err() == nil && c.life.Err() == nil && !errors.As(err, &refused) && !errors.Is(err, ErrUnknownBlock) {
 				c.blame(out.e, out.conn, err)
 			}
-			continue
-		}
-		votes[vote] = append(votes[vote], out.e.host)
-		if len(votes[vote]) >= quorum {
-			return opinion, nil
 		}
 	}
-	if len(votes) > 1 {
-		var sides []string
-		for _, hosts := range votes {
-			sides = append(sides, strings.Join(hosts, " and "))
-		}
-		c.log.Error("nodes contradict each other", "chain", c.chainID, "about", op, "sides", strings.Join(sides, " against "))
-		failures = append(failures, hostError{"quorum", errors.New("the nodes contradict each other")})
-	}
-	if len(failures) == 0 {
-		failures = append(failures, hostError{"quorum", fmt.Errorf("fewer than %d nodes agree", quorum)})
-	}
-	return none, &UnavailableError{op, failures}
+	return failures, false, nil
 }

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,86 @@ func TestAQuorumIsNotFooledByOneNode(t *testing.T) {
 	}
 }
 
+func TestNodesOfDifferentMakesAgreeOnAReceipt(t *testing.T) {
+	older, newer := newFakeNode(t), newFakeNode(t)
+	timed := receiptIn(blockHash(7, 0), "0x1")
+	timed["logs"].([]map[string]any)[0]["blockTimestamp"] = "0x65000000"
+	older.result("eth_getTransactionReceipt", receiptIn(blockHash(7, 0), "0x1"))
+	newer.result("eth_getTransactionReceipt", timed)
+	c := startClient(t, calm, older.http(), newer.http())
+	for i := range 2 {
+		awaitState(t, c, i, stateUp)
+	}
+	if r, err := c.Witness(testContext(t), paidTx, 2); err != nil || r == nil {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+func TestAChainHasReachedWhatAQuorumSays(t *testing.T) {
+	from := func(least uint64) func(Head) bool { return func(h Head) bool { return h.Number >= least } }
+	decades := func(h Head) bool { return h.Time > 2_000_000_000 }
+	for name, c := range map[string]struct {
+		final  [3]int // of each node; 0 for one that knows no final block
+		enough func(Head) bool
+		want   []uint64 // the blocks that may be returned; none for no answer
+	}{
+		"all are there":             {[3]int{6, 6, 6}, from(5), []uint64{6}},
+		"one is behind":             {[3]int{2, 6, 6}, from(5), []uint64{6}},
+		"one is ahead":              {[3]int{9, 5, 6}, from(5), []uint64{5, 6}},
+		"one alone is there":        {[3]int{9, 5, 6}, from(7), nil},
+		"one alone knows the tag":   {[3]int{9, 0, 0}, from(5), nil},
+		"one makes up time":         {[3]int{-9, 6, 6}, decades, nil},
+		"one makes up a block":      {[3]int{-9, 9, 0}, from(9), []uint64{9}},
+		"one makes up a high block": {[3]int{-12, 9, 9}, from(10), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var urls []string
+			for _, final := range c.final {
+				n := newFakeNode(t)
+				n.mine(10, 0)
+				switch {
+				case final > 0:
+					n.tags["finalized"] = final
+				case final < 0:
+					lie := fakeBlock{uint64(-final), blockHash(uint64(-final), 1), blockHash(0, 0), 3_000_000_000}
+					n.result("eth_getBlockByNumber", lie.json())
+				}
+				urls = append(urls, n.http())
+			}
+			client := startClient(t, calm, urls...)
+			for i := range urls {
+				awaitState(t, client, i, stateUp)
+			}
+			got, err := client.Reached(testContext(t), 2, Finalized, c.enough)
+			if _, ok := errors.AsType[*UnavailableError](err); len(c.want) == 0 && ok {
+				return
+			}
+			if err != nil || !slices.Contains(c.want, got.Number) || got.Hash != blockHash(got.Number, 0) {
+				t.Errorf("got block %d %s, %v, want one of %d", got.Number, got.Hash, err, c.want)
+			}
+		})
+	}
+}
+
+func TestAQuorumAboutANonceComparesNumbers(t *testing.T) {
+	liar, a, b := newFakeNode(t), newFakeNode(t), newFakeNode(t)
+	liar.result("eth_getTransactionCount", "0x9")
+	a.result("eth_getTransactionCount", "0x4")
+	b.result("eth_getTransactionCount", "0x4")
+	c := startClient(t, calm, liar.http(), a.http(), b.http())
+	for i := range 3 {
+		awaitState(t, c, i, stateUp)
+	}
+	n := &Nonce{}
+	if err := c.AgreeAt(testContext(t), 2, blockHash(1, 0), n); err != nil || n.Err != nil || n.Nonce != 4 {
+		t.Errorf("nonce %d, %v, %v", n.Nonce, err, n.Err)
+	}
+	b.result("eth_getTransactionCount", "0x5")
+	if err := c.AgreeAt(testContext(t), 2, blockHash(1, 0), n); err == nil || n.Err == nil || n.Nonce != 0 {
+		t.Errorf("nonce %d, %v, %v, and no two agree", n.Nonce, err, n.Err)
+	}
+}
+
 func TestAQuorumNeedsAsManyNodes(t *testing.T) {
 	n := newFakeNode(t)
 	n.result("eth_getTransactionReceipt", receiptIn(blockHash(7, 0), "0x1"))
@@ -103,15 +184,15 @@ func TestAQuorumAboutACallComparesOutputs(t *testing.T) {
 		awaitState(t, c, i, stateUp)
 	}
 	to := common.HexToAddress("0xaa")
-	out, err := c.AgreeAt(testContext(t), 2, blockHash(1, 0), &Call{Msg: ethereum.CallMsg{To: &to}})
-	if err != nil || len(out) != 1 || out[0] != 0 {
-		t.Errorf("output %x, %v", out, err)
+	call := &Call{Msg: ethereum.CallMsg{To: &to}}
+	if err := c.AgreeAt(testContext(t), 2, blockHash(1, 0), call); err != nil || call.Err != nil || len(call.Output) != 1 || call.Output[0] != 0 {
+		t.Errorf("output %x, %v, %v", call.Output, err, call.Err)
 	}
 	b.failing("eth_call", fakeError{Code: 3, Message: "execution reverted", Data: "0x"})
 	a.failing("eth_call", fakeError{Code: 3, Message: "execution reverted", Data: "0x"})
-	_, err = c.AgreeAt(testContext(t), 2, blockHash(1, 0), &Call{Msg: ethereum.CallMsg{To: &to}})
-	if _, ok := errors.AsType[*RevertError](err); !ok {
-		t.Errorf("two nodes say that it fails: %v", err)
+	err := c.AgreeAt(testContext(t), 2, blockHash(1, 0), call)
+	if _, ok := errors.AsType[*RevertError](call.Err); err != nil || !ok {
+		t.Errorf("two nodes say that it fails: %v, %v", err, call.Err)
 	}
 }
 

@@ -222,11 +222,13 @@ func (n *node) Witness(ctx context.Context, hash common.Hash, _ int) (*types.Rec
 }
 
 // AgreeAt implements settle.Chain, as Witness does.
-func (n *node) AgreeAt(ctx context.Context, _ int, block common.Hash, call *chain.Call) ([]byte, error) {
-	if err := n.AskAt(ctx, block, call); err != nil {
-		return nil, err
-	}
-	return call.Output, call.Err
+func (n *node) AgreeAt(ctx context.Context, _ int, block common.Hash, question chain.Request) error {
+	return n.AskAt(ctx, block, question)
+}
+
+// Reached implements settle.Chain, as Witness does.
+func (n *node) Reached(ctx context.Context, _ int, _ chain.Tag, _ func(chain.Head) bool) (chain.Head, error) {
+	return n.Finalized(ctx)
 }
 
 // Logs implements settle.Chain.
