@@ -17,7 +17,9 @@ import (
 // zero value is none.
 type Quorum struct {
 	// Nodes is how many nodes must show the same before a payment counts as
-	// settled or as dead; below 2 one is enough.
+	// settled, archived or dead; below 2 one is enough. As many must agree,
+	// whatever is charged, with which nonce a new lane begins, that a lane's key
+	// is in use elsewhere, and that one of its nonces is used for good.
 	Nodes int
 
 	// Above is, by the token's address, the charge in atomic units from
