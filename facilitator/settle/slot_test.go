@@ -142,7 +142,7 @@ func TestAPaymentThatWasNotMinedIsTriedAgainOnceItCanBe(t *testing.T) {
 		}
 	}
 	if r := w.record(transfer); len(r.Slots) != 2 || r.Slots[1].Nonce != 1 {
-		t.Errorf("record %+v", r)
+		t.Errorf("slots %+v", r.Slots)
 	}
 	w.wantEarned(1000)
 	w.drain()

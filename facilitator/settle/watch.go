@@ -284,7 +284,7 @@ func (e *Engine) examine(ctx context.Context, it *item, d depth) error {
 		step := Decide(&r, it.until, validBefore(it), sight)
 		if step.To == r.State && same(step.Found, r.Included) {
 			if step.Retry {
-				e.again(it)
+				e.again(it, &r)
 			}
 			return nil
 		}
@@ -325,11 +325,12 @@ const maxSlots = 3
 // in blocks and did not settle it, and the authorization is unused. The first
 // time its transaction carries at most half of what the last one did, then
 // nothing else. A transfer that fails when it is simulated stays as it is,
-// until there is a proof of what becomes of it.
-func (e *Engine) again(it *item) {
+// until there is a proof of what becomes of it. seen is the payment as it was
+// looked at: another transaction that it got meanwhile has not been seen.
+func (e *Engine) again(it *item, seen *ledger.Record) {
 	r := it.snapshot()
 	head, err := e.Chain.Head()
-	if err != nil || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > validBefore(it) || !it.retry(e.Now()) {
+	if err != nil || len(r.Slots) != len(seen.Slots) || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > validBefore(it) || !it.retry(e.Now()) {
 		return
 	}
 	t := &ticket{it: it, most: 1, retry: true, done: make(chan struct{})}
