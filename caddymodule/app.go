@@ -325,6 +325,7 @@ func (n *Network) loadRefunds(ctx caddy.Context) error {
 	if len(n.RefundsRaw) == 0 {
 		return nil
 	}
+	ctx = ctx.WithValue(refundsSetting, true)
 	guest, err := ctx.LoadModule(n, "RefundsRaw")
 	if err != nil {
 		return err

@@ -452,16 +452,26 @@ func guest(d *caddyfile.Dispenser, to *json.RawMessage, namespace, inlineKey str
 		return d.Errf("%s needs a value: %s", name, guests(namespace))
 	}
 	module := d.Val()
-	if _, err := caddy.GetModule(namespace + module); err != nil {
+	info, err := caddy.GetModule(namespace + module)
+	if err != nil {
 		return d.Errf("%s %s is not known: write %s", name, module, guests(namespace))
 	}
-	settings, err := caddyfile.UnmarshalModule(d, namespace+module)
-	if err != nil {
+	settings, ok := info.New().(caddyfile.Unmarshaler)
+	if !ok {
+		return d.Errf("%s %s can be configured in JSON only", name, module)
+	}
+	own := d.NewFromNextSegment()
+	own.SetContext(guestSetting, name)
+	if err := settings.UnmarshalCaddyfile(own); err != nil {
 		return err
 	}
 	*to = caddyconfig.JSONModuleObject(settings, inlineKey, module, nil)
 	return nil
 }
+
+// guestSetting is where a guest module finds the name of the setting that it is
+// read for.
+const guestSetting = "x402_setting"
 
 // guests lists the modules of a namespace for an error.
 func guests(namespace string) string {

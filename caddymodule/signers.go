@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -36,20 +37,45 @@ func (*KeySigner) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "x402.signers.key", New: func() caddy.Module { return new(KeySigner) }}
 }
 
-// What errors call the key, and the name that they propose for it.
-const privateKey, laneExample = "a private key", "X402_LANE_KEY"
+// privateKey is what errors call the key.
+const privateKey = "a private key"
+
+// A keySetting is the setting that a key is given for. A Caddy context with a
+// value for refundsSetting is that of the setting refunds.
+type keySetting string
+
+const (
+	laneSetting    keySetting = "lane"
+	refundsSetting keySetting = "refunds"
+)
+
+// example returns the name that errors propose for the key.
+func (s keySetting) example() string {
+	if s == refundsSetting {
+		return "X402_REFUND_KEY"
+	}
+	return "X402_LANE_KEY"
+}
+
+// keySettingOf returns the setting that a signer is loaded for.
+func keySettingOf(ctx caddy.Context) keySetting {
+	if ctx.Context != nil && ctx.Value(refundsSetting) != nil {
+		return refundsSetting
+	}
+	return laneSetting
+}
 
 // Provision reads the key.
-func (s *KeySigner) Provision(caddy.Context) error {
-	key := s.InsecureLiteralKey
+func (s *KeySigner) Provision(ctx caddy.Context) error {
+	key, example := s.InsecureLiteralKey, keySettingOf(ctx).example()
 	switch {
 	case s.Key == "" && key == "":
-		return errors.New("the key is missing: write \"key {env.X402_LANE_KEY}\"")
+		return errors.New("the key is missing: write \"key {env." + example + "}\"")
 	case s.Key != "" && key != "":
 		return errors.New("key and insecure_literal_key exclude each other")
 	case s.Key != "":
 		var err error
-		if key, err = secret(privateKey, s.Key, laneExample); err != nil {
+		if key, err = secret(privateKey, s.Key, example); err != nil {
 			return err
 		}
 	}
@@ -78,14 +104,15 @@ func (s *KeySigner) SignTransfer(ctx context.Context, d evm.Domain, a evm.Author
 //	}
 func (s *KeySigner) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
+	setting := cmp.Or(keySetting(d.GetContextString(guestSetting)), laneSetting)
 	if d.NextArg() {
 		s.Key = d.Val()
-		if err := checkSecret(privateKey, s.Key, laneExample); err != nil {
+		if err := checkSecret(privateKey, s.Key, setting.example()); err != nil {
 			return d.WrapErr(err)
 		}
 	}
 	if d.NextArg() {
-		return d.Err("after lane key comes one placeholder, such as {env.X402_LANE_KEY}")
+		return d.Errf("after %s key comes one placeholder, such as {env.%s}", setting, setting.example())
 	}
 	for d.NextBlock(0) {
 		switch d.Val() {
@@ -94,7 +121,7 @@ func (s *KeySigner) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return err
 			}
 		default:
-			return unknown(d, "lane key", "insecure_literal_key")
+			return unknown(d, string(setting)+" key", "insecure_literal_key")
 		}
 	}
 	return nil
