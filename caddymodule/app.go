@@ -66,7 +66,8 @@ type App struct {
 	UntilByAmount []UntilStep `json:"until_by_amount,omitempty"`
 
 	// What routes that settle optimistically may hand out before the money
-	// has moved. Each process counts for itself. Default: nothing.
+	// has moved, in all: instances that share a ledger count together.
+	// Default: nothing.
 	Exposure *Exposure `json:"exposure,omitempty"`
 
 	// How often the handing over of what was paid for may begin, the first

@@ -32,12 +32,7 @@ func (v *visit) onCredit(ctx context.Context, r *ledger.Record, a *answer) (done
 		now.Delivery = ledger.Delivering
 		now.Deliveries++
 		return executed(r)(now)
-	}, func(change func(*ledger.Record) error) (ledger.Record, error) {
-		if doc == nil {
-			return v.Ledger.Update(ctx, r.Key, change)
-		}
-		return v.Ledger.Hold(ctx, r.Key, change, doc, until)
-	})
+	}, doc, until)
 	switch {
 	case errors.Is(err, ledger.ErrExposed):
 		return false, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"sync"
+	"time"
 
 	"github.com/tollgate402/tollgate/payment"
 )
@@ -29,7 +30,7 @@ var ErrExposed = errors.New("ledger: the exposure cap is reached")
 
 // exposures counts what is exposed, so that no two requests at once can
 // exceed a cap. What is counted is in the records; this is the sum of the open
-// ones. Each process that shares a store counts its own.
+// ones. On a store that several processes share there are tabs instead.
 type exposures struct {
 	mu      sync.Mutex
 	counted bool                 // guarded by mu: the stored records have been added
@@ -67,6 +68,14 @@ func (e *exposures) add(r *Record, x *Exposure, sign int) {
 	}
 }
 
+// sum returns one of the sums. The caller holds mu and changes nothing.
+func (e *exposures) sum(name string) *big.Int {
+	if now := e.sums[name]; now != nil {
+		return now
+	}
+	return new(big.Int)
+}
+
 // count adds what earlier processes have exposed, once.
 func (l *Ledger) count(ctx context.Context) error {
 	e := &l.exposures
@@ -100,25 +109,50 @@ func (l *Ledger) count(ctx context.Context) error {
 	}
 }
 
+// exceeded reports whether units on top of what is exposed, to all payers and
+// to one, are more than c allows.
+func (c *Caps) exceeded(units, all, own *big.Int) bool {
+	if c.Total == nil {
+		return true
+	}
+	perPayer := c.PerPayer
+	if perPayer == nil {
+		perPayer = c.Total
+	}
+	return new(big.Int).Add(all, units).Cmp(c.Total) > 0 || new(big.Int).Add(own, units).Cmp(perPayer) > 0
+}
+
 // Expose stores, in one commit with a change of r, that x is handed over
-// before its money moves. store is Update or Hold, which it calls with the
-// change. It returns ErrExposed, having stored nothing, where that would exceed
-// caps or the payer has caused a loss before. What it has stored counts until
-// Covered.
-func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, change func(*Record) error, store func(change func(*Record) error) (Record, error)) (Record, error) {
+// before its money moves, and beside it what is held until a time, unless that
+// is nil; see Hold. It returns ErrExposed, having stored nothing, where that
+// would exceed caps or the payer has caused a loss before. What it has stored
+// counts until Covered. On a store that several processes share, it counts for
+// all of them.
+func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, change func(*Record) error, held []byte, until time.Time) (Record, error) {
+	also := func(*Record) []Write { return nil }
+	if held != nil {
+		also = holding(held, until)
+	}
+	expose := func(now *Record) error {
+		if now.Exposed != nil {
+			return ErrExposed
+		}
+		if err := change(now); err != nil {
+			return err
+		}
+		now.Exposed = &x
+		return nil
+	}
+	if l.shared {
+		return l.updateTabs(ctx, r.Key, caps, false, expose, also)
+	}
 	if err := l.count(ctx); err != nil {
 		return Record{}, err
 	}
 	if err := l.exposures.reserve(r, &x, caps); err != nil {
 		return Record{}, err
 	}
-	stored, err := store(func(now *Record) error {
-		if err := change(now); err != nil {
-			return err
-		}
-		now.Exposed = &x
-		return nil
-	})
+	stored, err := l.update(ctx, r.Key, expose, also)
 	var failed *FailedError
 	if err != nil && !errors.As(err, &failed) { // else it may be on disk
 		l.exposures.mu.Lock()
@@ -131,26 +165,16 @@ func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, c
 // reserve adds x to the sums if caps allow it.
 func (e *exposures) reserve(r *Record, x *Exposure, caps Caps) error {
 	units, ok := new(big.Int).SetString(x.Units, 10)
-	if !ok || caps.Total == nil {
+	if !ok {
 		return ErrExposed
-	}
-	perPayer := caps.PerPayer
-	if perPayer == nil {
-		perPayer = caps.Total
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if _, struck := e.strikes[string(strikeKey(r.Network, r.Payer))]; struck || e.known[r.Key] {
 		return ErrExposed
 	}
-	for sum, limit := range map[string]*big.Int{tokenSum(r, x.Token): caps.Total, payerSum(r, x.Token): perPayer} {
-		then := new(big.Int).Set(units)
-		if now := e.sums[sum]; now != nil {
-			then.Add(then, now)
-		}
-		if then.Cmp(limit) > 0 {
-			return ErrExposed
-		}
+	if caps.exceeded(units, e.sum(tokenSum(r, x.Token)), e.sum(payerSum(r, x.Token))) {
+		return ErrExposed
 	}
 	e.add(r, x, +1)
 	return nil
@@ -160,17 +184,21 @@ func (e *exposures) reserve(r *Record, x *Exposure, caps Caps) error {
 // longer: the money has moved, or it is written off. With lost its payer is
 // never trusted in advance again.
 func (l *Ledger) Covered(ctx context.Context, k payment.Key, lost bool, change func(*Record) error) (Record, error) {
-	if err := l.count(ctx); err != nil {
-		return Record{}, err
-	}
 	var was *Exposure
-	stored, err := l.update(ctx, k, func(r *Record) error {
+	cover := func(r *Record) error {
 		if err := change(r); err != nil {
 			return err
 		}
 		was, r.Exposed = r.Exposed, nil
 		return nil
-	}, func(r *Record) []Write {
+	}
+	if l.shared {
+		return l.updateTabs(ctx, k, Caps{}, lost, cover, func(*Record) []Write { return nil })
+	}
+	if err := l.count(ctx); err != nil {
+		return Record{}, err
+	}
+	stored, err := l.update(ctx, k, cover, func(r *Record) []Write {
 		if !lost {
 			return nil
 		}
@@ -194,14 +222,20 @@ func (l *Ledger) Covered(ctx context.Context, k payment.Key, lost bool, change f
 // ExposedOn returns what is exposed at present in a token of a network, in
 // atomic units.
 func (l *Ledger) ExposedOn(ctx context.Context, n payment.Network, token string) (*big.Int, error) {
+	if l.shared {
+		if err := l.keepTabs(ctx); err != nil {
+			return nil, err
+		}
+		b, err := readTab(ctx, l.store, totalTab(n))
+		if err != nil {
+			return nil, err
+		}
+		return b.units(token), nil
+	}
 	if err := l.count(ctx); err != nil {
 		return nil, err
 	}
 	l.exposures.mu.Lock()
 	defer l.exposures.mu.Unlock()
-	sum := new(big.Int)
-	if now := l.exposures.sums[tokenSum(&Record{Network: n}, token)]; now != nil {
-		sum.Set(now)
-	}
-	return sum, nil
+	return new(big.Int).Set(l.exposures.sum(tokenSum(&Record{Network: n}, token))), nil
 }

@@ -27,9 +27,7 @@ func expose(ctx context.Context, l *ledger.Ledger, n byte, payer string, units i
 	_, err = l.Expose(ctx, &claimed, ledger.Exposure{Token: exposedToken, Units: fmt.Sprint(units)}, caps, func(r *ledger.Record) error {
 		r.Delivery = ledger.Delivering
 		return r.To(ledger.Executed)
-	}, func(change func(*ledger.Record) error) (ledger.Record, error) {
-		return l.Update(ctx, claimed.Key, change)
-	})
+	}, nil, time.Time{})
 	return err
 }
 
@@ -121,10 +119,7 @@ func TestExposureThatIsNotStoredDoesNotCount(t *testing.T) {
 	l := ledger.New(ledger.NewMemory(), "process", time.Now)
 	claimed := mustClaim(t, l, reserved(1))
 	bad := errors.New("bad")
-	_, err := l.Expose(t.Context(), &claimed, ledger.Exposure{Token: exposedToken, Units: "10"}, caps(10, 10), func(*ledger.Record) error { return bad },
-		func(change func(*ledger.Record) error) (ledger.Record, error) {
-			return l.Update(t.Context(), key(1), change)
-		})
+	_, err := l.Expose(t.Context(), &claimed, ledger.Exposure{Token: exposedToken, Units: "10"}, caps(10, 10), func(*ledger.Record) error { return bad }, nil, time.Time{})
 	if !errors.Is(err, bad) {
 		t.Errorf("got %v", err)
 	}

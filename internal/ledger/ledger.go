@@ -37,6 +37,7 @@ type Ledger struct {
 
 	exposures exposures
 	decoded   decodedRecords
+	tabs      *tabs // nil unless shared
 
 	pulse     sync.Mutex
 	exclusive bool             // guarded by pulse: no other process can be alive
@@ -53,13 +54,14 @@ func New(store Store, owner string, now func() time.Time) *Ledger {
 	return &Ledger{store: store, owner: owner, now: now, pending: map[payment.Key]Record{}, others: map[string]pulse{}}
 }
 
-// NewShared returns a ledger on a store to which other processes write, too.
+// NewShared returns a ledger on a store to which other processes write, too,
+// all of them through a ledger of NewShared.
 // Its UpdateLater waits for the disk: of several changes in a row, the first
 // would fail where another process was faster, and a later one could then meet
 // just the version that it expects and undo what that process has stored.
 func NewShared(store Store, owner string, now func() time.Time) *Ledger {
 	l := New(store, owner, now)
-	l.shared = true
+	l.shared, l.tabs = true, newTabs()
 	return l
 }
 

@@ -78,11 +78,12 @@ func (s *Survey) find(k Key, format string, args ...string) {
 // Check walks through the whole ledger: whether the records can be read and
 // are in states that exist, whether what does not rest is listed as open, and
 // nothing else, whether stored answers belong to payments and are listed to be
-// forgotten, and whether the nonces of the lanes are ahead of those that the
-// records use. It can run while the ledger is in use.
+// forgotten, whether the nonces of the lanes are ahead of those that the
+// records use, and whether the sums of what is exposed are what the records
+// say. It can run while the ledger is in use.
 func (l *Ledger) Check(ctx context.Context) (*Survey, error) {
 	s := &Survey{ByState: map[State]int{}, Findings: []Finding{}}
-	for _, step := range []func(context.Context, *Survey) error{l.checkPayments, l.checkOpen, l.checkHeld, l.checkLanes} {
+	for _, step := range []func(context.Context, *Survey) error{l.checkPayments, l.checkOpen, l.checkHeld, l.checkLanes, l.checkTabs} {
 		if err := step(ctx, s); err != nil {
 			return nil, err
 		}

@@ -29,6 +29,8 @@ func RunShared(t *testing.T, open func(t *testing.T, instances int) []ledger.Sto
 	t.Run("PaymentHistoriesAreLinearizable", func(t *testing.T) { paymentHistoriesAreLinearizable(t, open(t, instances)) })
 	t.Run("AbsenceIsPartOfACommit", func(t *testing.T) { absenceIsPartOfACommit(t, open(t, 2)) })
 	t.Run("CommitsAreSeenByTheOthers", func(t *testing.T) { commitsAreSeenByTheOthers(t, open(t, instances)) })
+	t.Run("ExposuresStayWithinTheirCaps", func(t *testing.T) { exposuresStayWithinTheirCaps(t, open(t, instances)) })
+	t.Run("InterleavedExposuresStayWithinTheirCaps", func(t *testing.T) { interleavedExposuresStayWithinTheirCaps(t, open(t, instances)) })
 	t.Run("OppositeOrdersDoNotBlock", func(t *testing.T) { oppositeOrdersDoNotBlock(t, open(t, instances)) })
 }
 
