@@ -264,10 +264,20 @@ func (l *openedLedger) sweep(ctx context.Context, logger *slog.Logger) {
 	}
 }
 
-// Destruct closes the store.
+// leavePatience is how long the last use of a ledger waits to tell the other
+// instances that it was the last.
+const leavePatience = 5 * time.Second
+
+// Destruct leaves the ledger and closes the store. It runs when the last
+// engine that uses them has ended, and not on a reload that goes on with them.
 func (l *openedLedger) Destruct() error {
 	l.stop()
 	<-l.swept
+	ctx, cancel := context.WithTimeout(context.Background(), leavePatience)
+	defer cancel()
+	if err := l.ledger.Leave(ctx); err != nil {
+		slog.New(ledgerLog{}).Warn("other instances take over only after a few seconds", "error", err)
+	}
 	return l.store.Close()
 }
 

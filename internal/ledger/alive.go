@@ -33,19 +33,34 @@ type pulse struct {
 
 const aliveSpace = "alive/"
 
+// left is the last word of a process that has let go of the store.
+const left = "left"
+
+// ErrLeft says that a process has left the ledger for good, and its name with
+// it.
+var ErrLeft = errors.New("ledger: this process has left the ledger: a ledger that is opened again needs a name that was never used")
+
 // Beat says that this process is alive, and looks which others are. Calls
 // that follow one another too soon do nothing. No clock of another process
 // is trusted: one is dead when its entry has not changed for a while, as this
-// process sees it. While the store was away nobody could say anything, so
-// that time does not count. Being taken for dead is no danger to a process that is
-// only slow, since whatever it stores is refused if somebody else has acted
-// in its place.
+// process sees it, or at once when it has said that it leaves. While the store
+// was away nobody could say anything, so that time does not count. Being taken
+// for dead is no danger to a process that is only slow, since whatever it
+// stores is refused if somebody else has acted in its place. After Leave, and
+// for a name that has left, Beat returns ErrLeft.
 func (l *Ledger) Beat(ctx context.Context) error {
 	l.pulse.Lock()
 	defer l.pulse.Unlock()
 	now := l.now()
-	if l.exclusive || !l.beaten.IsZero() && now.Sub(l.beaten) < beatEvery {
+	switch {
+	case l.left:
+		return ErrLeft
+	case l.exclusive, !l.beaten.IsZero() && now.Sub(l.beaten) < beatEvery:
 		return nil
+	case l.beaten.IsZero():
+		if err := l.unused(ctx); err != nil {
+			return err
+		}
 	}
 	if err := l.store.Commit(ctx, Write{Key: Key(aliveSpace + l.owner), If: AnyVersion, Value: []byte{}}); err != nil {
 		return fmt.Errorf("ledger: saying that this process is alive: %w", err)
@@ -79,6 +94,39 @@ func (l *Ledger) Beat(ctx context.Context) error {
 	return nil
 }
 
+// unused returns ErrLeft if a process of this name has left. l.pulse is held.
+func (l *Ledger) unused(ctx context.Context) error {
+	e, err := l.store.Get(ctx, Key(aliveSpace+l.owner))
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ledger: looking whether the name of this process is free: %w", err)
+	case string(e.Value) == left:
+		return ErrLeft
+	}
+	return nil
+}
+
+// Leave says that this process has let go of the store for good, so that the
+// others take over what it has left without waiting for its silence. It is
+// the last call before the store is closed, once nothing works on a payment
+// any more. It does nothing for a process that has never said that it is
+// alive. After an error the others wait as after a crash.
+func (l *Ledger) Leave(ctx context.Context) error {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	if l.left || l.exclusive || l.beaten.IsZero() {
+		l.left = true
+		return nil
+	}
+	l.left = true
+	if err := l.store.Commit(ctx, Write{Key: Key(aliveSpace + l.owner), If: AnyVersion, Value: []byte(left)}); err != nil {
+		return fmt.Errorf("ledger: saying that this process has left: %w", err)
+	}
+	return nil
+}
+
 // observe takes note of another process's entry. blind says that this one has
 // not been able to look for a while. l.pulse is held.
 func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Time, blind bool) error {
@@ -86,7 +134,11 @@ func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Ti
 	switch {
 	case owner == l.owner:
 	case !known || p.version != e.Version || blind && !p.dead:
-		l.others[owner] = pulse{version: e.Version, changed: now}
+		gone := string(e.Value) == left
+		if gone && !p.dead {
+			l.deaths++
+		}
+		l.others[owner] = pulse{version: e.Version, changed: now, dead: gone}
 	case now.Sub(p.changed) >= forgetAfter:
 		err := l.store.Commit(ctx, Write{Key: e.Key, If: e.Version})
 		if _, came := errors.AsType[*ConflictError](err); err != nil && !came {
@@ -115,7 +167,7 @@ func (l *Ledger) dead(owner string) bool {
 	return owner != l.owner && (l.exclusive || l.others[owner].dead)
 }
 
-// Deaths returns how many processes this one has seen die. Whoever sees the
+// Deaths returns how many processes this one has seen die or leave. Whoever sees the
 // number grow takes over what they have left.
 func (l *Ledger) Deaths() int {
 	l.pulse.Lock()

@@ -78,6 +78,128 @@ func TestTheClaimsOfADeadProcessAreReleasedBeforeTheirLeaseEnds(t *testing.T) {
 	})
 }
 
+func mustLeave(t *testing.T, l *ledger.Ledger) {
+	t.Helper()
+	if err := l.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// said returns how many processes have an entry that says how they are.
+func said(t *testing.T, s ledger.Store) int {
+	t.Helper()
+	entries, err := s.Scan(t.Context(), "alive/", "", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestAProcessThatLeavesIsTakenOverFromAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one, two := ledger.New(s, "one", now.Now), ledger.New(s, "two", now.Now)
+		mustBeat(t, one, two)
+		for n, l := range map[byte]*ledger.Ledger{1: one, 2: one, 3: two} {
+			if _, err := l.Claim(t.Context(), reserved(n), time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustLeave(t, one)
+		mustLeave(t, one) // again changes nothing
+
+		// A planned restart: the next process sees it when it looks for the
+		// first time.
+		next := ledger.New(s, "next", now.Now)
+		mustBeat(t, next)
+		if next.Alive("one") || !next.Alive("two") || next.Deaths() != 1 {
+			t.Errorf("after it has left: alive %v, %d deaths", next.Alive("one"), next.Deaths())
+		}
+		if n, err := next.Recover(t.Context(), false); n != 2 || err != nil {
+			t.Errorf("%d were released, %v", n, err)
+		}
+		wantState(t, next, key(3), ledger.Reserved)
+
+		// One that has been there sees it the next time that it looks.
+		now.Advance(2 * time.Second)
+		for range 3 {
+			mustBeat(t, two, next)
+			now.Advance(2 * time.Second)
+		}
+		if two.Alive("one") || two.Deaths() != 1 || !two.Alive("next") || next.Deaths() != 1 {
+			t.Errorf("alive %v, %d and %d deaths", two.Alive("one"), two.Deaths(), next.Deaths())
+		}
+		for range 10 * 60 / 2 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, two, next)
+		}
+		if n := said(t, s); n != 2 || two.Deaths() != 1 || next.Deaths() != 1 {
+			t.Errorf("later %d have an entry, %d and %d deaths", n, two.Deaths(), next.Deaths())
+		}
+	})
+}
+
+func TestACrashIsNoticedOnlyByItsSilence(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		crashed, next := ledger.New(s, "crashed", now.Now), ledger.New(s, "next", now.Now)
+		mustBeat(t, crashed)
+		if _, err := crashed.Claim(t.Context(), reserved(1), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // up to 4 seconds later
+			mustBeat(t, next)
+			if n, err := next.Recover(t.Context(), false); n != 0 || err != nil || !next.Alive("crashed") || next.Deaths() != 0 {
+				t.Fatalf("%d were released, %v, %d deaths", n, err, next.Deaths())
+			}
+			now.Advance(2 * time.Second)
+		}
+		mustBeat(t, next)
+		if n, err := next.Recover(t.Context(), false); n != 1 || err != nil || next.Alive("crashed") || next.Deaths() != 1 {
+			t.Errorf("%d were released, %v, %d deaths", n, err, next.Deaths())
+		}
+	})
+}
+
+func TestTheNameOfAProcessThatHasLeftIsNotUsedAgain(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one := ledger.New(s, "one", now.Now)
+		mustBeat(t, one)
+		mustLeave(t, one)
+		now.Advance(time.Minute)
+		for name, l := range map[string]*ledger.Ledger{"itself": one, "another": ledger.New(s, "one", now.Now)} {
+			if err := l.Beat(t.Context()); !errors.Is(err, ledger.ErrLeft) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		two := ledger.New(s, "two", now.Now)
+		mustBeat(t, two)
+		if two.Alive("one") {
+			t.Error("it is alive again")
+		}
+	})
+}
+
+func TestWhoNeverSaidThatItIsAliveLeavesSilently(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		silent, alone := ledger.New(s, "silent", now.Now), ledger.New(s, "alone", now.Now)
+		if _, err := alone.Recover(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		mustBeat(t, alone)
+		mustLeave(t, silent)
+		mustLeave(t, alone)
+		if n := said(t, s); n != 0 {
+			t.Errorf("%d entries", n)
+		}
+		if err := silent.Beat(t.Context()); !errors.Is(err, ledger.ErrLeft) {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
 // While the database is away nobody can say that it is alive. Whoever is the
 // first to reach it again must not take the others' claims from them.
 func TestNobodyHasDiedBecauseTheStoreWasAway(t *testing.T) {

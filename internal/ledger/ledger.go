@@ -45,6 +45,7 @@ type Ledger struct {
 	looked    time.Time        // guarded by pulse: when it last saw which others are
 	others    map[string]pulse // guarded by pulse
 	deaths    int              // guarded by pulse
+	left      bool             // guarded by pulse: Leave was called
 }
 
 // New returns a ledger on store. owner names this process among those that
