@@ -19,11 +19,18 @@ import (
 // units. Its price is 1000.
 func trust(t testing.TB, b *bank, total, perPayer int64) *shop {
 	t.Helper()
+	s := trusting(t, b, total, perPayer)
+	s.begin()
+	return s
+}
+
+// trusting is trust before the till has begun to work in the background.
+func trusting(t testing.TB, b *bank, total, perPayer int64) *shop {
+	t.Helper()
 	s := open(t, b, till.Optimistic)
 	s.offers(func(r *till.Route) {
 		r.Exposure = map[payment.Token]ledger.Caps{facilitatortest.USDC(t): {Total: big.NewInt(total), PerPayer: big.NewInt(perPayer)}}
 	})
-	s.begin()
 	return s
 }
 
@@ -180,6 +187,98 @@ func TestManyRequestsAtOnceStayWithinTheCaps(t *testing.T) {
 		t.Errorf("%d were exposed at one time", most.Load())
 	}
 	s.want(len(purses), len(purses))
+}
+
+// processes starts several processes that share the store of a shop, in which
+// before stands in front of every settlement. use has one of them answer the
+// next requests.
+func (s *shop) processes(n int, before func()) (use func(i int)) {
+	s.t.Helper()
+	var tills []*till.Till
+	for i := range n {
+		l := ledger.NewShared(s.store, fmt.Sprint("shared ", i), s.till.Now)
+		tl := &till.Till{
+			Facilitator: &gate{Facilitator: s.bank.facilitator(l), before: before}, Ledger: l, Now: s.till.Now,
+			Every: time.Hour, // each collects what it has handed out itself
+		}
+		tl.Start()
+		s.t.Cleanup(tl.Stop)
+		tills = append(tills, tl)
+	}
+	return func(i int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.till, s.ledger = tills[i], tills[i].Ledger
+	}
+}
+
+func TestProcessesTogetherStayWithinTheCaps(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name            string
+		total, perPayer int64
+	}{{"total", 2000, 2000}, {"per payer", 9000, 2999}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := trusting(t, fakeBank(t), c.total, c.perPayer)
+			settling := make(chan struct{})
+			var hold atomic.Bool
+			hold.Store(true)
+			entered := make(chan struct{}, 2)
+			use := s.processes(2, func() {
+				if hold.Load() {
+					entered <- struct{}{}
+					<-settling
+				}
+			})
+			for i := range 2 {
+				use(i)
+				s.wantOnCredit(s.ask("GET", "/", "", s.authorize(payment.V2)), "hello GET /")
+			}
+			for range 2 {
+				<-entered
+			}
+			hold.Store(false)
+			for i := range 2 {
+				use(i)
+				if got := s.exposed(); got != 2000 {
+					t.Errorf("process %d says that %d are exposed", i, got)
+				}
+				p := s.authorize(payment.V2)
+				s.wantPaid(s.ask("GET", "/", "", p), p, 200, "hello GET /")
+				s.want(i+1, i+3)
+			}
+			close(settling)
+			s.awaitExposed(0)
+			use(0)
+			s.wantOnCredit(s.ask("GET", "/", "", s.authorize(payment.V2)), "hello GET /")
+			s.awaitExposed(0)
+		})
+	}
+}
+
+func TestALossOfOneProcessIsKnownToTheOthers(t *testing.T) {
+	t.Parallel()
+	s := trusting(t, fakeBank(t), 10_000, 10_000)
+	refused := make(chan struct{})
+	use := s.processes(2, func() { <-refused })
+	use(1)
+	if got := s.exposed(); got != 0 { // it has looked before there is a loss
+		t.Errorf("%d are exposed", got)
+	}
+	use(0)
+	p := s.authorize(payment.V2)
+	s.wantOnCredit(s.ask("GET", "/", "", p), "hello GET /")
+	s.bank.poor()
+	close(refused)
+	s.clock.Add(700)
+	s.awaitState(p, ledger.WrittenOff)
+	s.bank.rich()
+	for i := range 2 {
+		use(i)
+		next := s.wrap(payment.V2, facilitatortest.Authorize(t, s.bank.payer.Key, &s.route.Offers[0], time.Now().Unix(), 4000))
+		s.wantPaid(s.ask("GET", "/", "", next), next, 200, "hello GET /")
+	}
+	s.awaitExposed(0)
 }
 
 // A crash after the answer went out forgets neither what is exposed nor that
