@@ -419,6 +419,15 @@ func (t *tabs) plan(batch []*tabChange, next map[Key]*tab) (allowed []*tabChange
 // keepTabs sees to it that the tabs are in the store. Where an earlier version
 // has kept none, they are made from the records.
 func (l *Ledger) keepTabs(ctx context.Context) error {
+	if l.tabs.kept.Load() {
+		return nil
+	}
+	select {
+	case <-l.tabs.turn: // one of this process is enough
+		defer func() { l.tabs.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("ledger: adding up what is exposed: %w", ctx.Err())
+	}
 	for !l.tabs.kept.Load() {
 		_, err := l.store.Get(ctx, tabsKept)
 		if errors.Is(err, ErrNotFound) {
