@@ -26,10 +26,14 @@ const (
 
 // A pulse is what this process has seen of another one.
 type pulse struct {
-	version uint64    // of its entry
-	changed time.Time // when the entry was first seen so, by our own clock
+	version uint64    // of its entry, or unseen
+	changed time.Time // when the entry was first seen so, or asked for, by our own clock
 	dead    bool
 }
+
+// unseen is the version of an entry that has not been there when somebody
+// looked.
+const unseen = 0
 
 const aliveSpace = "alive/"
 
@@ -49,52 +53,61 @@ var ErrLeft = errors.New("ledger: this process has left the ledger: a ledger tha
 // stores is refused if somebody else has acted in its place. After Leave, and
 // for a name that has left, Beat returns ErrLeft.
 func (l *Ledger) Beat(ctx context.Context) error {
+	now := l.now()
+	l.pulse.Lock()
+	first, silent := l.beaten.IsZero(), l.left
+	idle := silent || l.exclusive || l.beating || !first && now.Sub(l.beaten) < beatEvery
+	l.beating = l.beating || !idle
+	l.pulse.Unlock()
+	switch {
+	case silent:
+		return ErrLeft
+	case idle:
+		return nil
+	}
+	said, err := l.beat(ctx, first)
 	l.pulse.Lock()
 	defer l.pulse.Unlock()
-	now := l.now()
-	switch {
-	case l.left:
-		return ErrLeft
-	case l.exclusive, !l.beaten.IsZero() && now.Sub(l.beaten) < beatEvery:
-		return nil
-	case l.beaten.IsZero():
+	l.beating = false
+	if said {
+		l.beaten = now
+	}
+	return err
+}
+
+// beat is Beat without a lock, so that nobody who asks who is alive waits for
+// the store. first says that this process has not been heard of. said reports
+// that the others can hear of it now.
+func (l *Ledger) beat(ctx context.Context, first bool) (said bool, err error) {
+	if first {
 		if err := l.unused(ctx); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := l.store.Commit(ctx, Write{Key: Key(aliveSpace + l.owner), If: AnyVersion, Value: []byte{}}); err != nil {
-		return fmt.Errorf("ledger: saying that this process is alive: %w", err)
+		return false, fmt.Errorf("ledger: saying that this process is alive: %w", err)
 	}
-	l.beaten = now
-	blind := now.Sub(l.looked) > blindAfter
-	present := map[string]bool{}
-	for after := Key(""); ; {
-		entries, err := l.store.Scan(ctx, aliveSpace, after, MaxScan)
+	var all []Entry
+	asked := l.now()
+	for after := Key(""); ; after = all[len(all)-1].Key {
+		page, err := l.store.Scan(ctx, aliveSpace, after, MaxScan)
 		if err != nil {
-			return err
+			return true, err
 		}
-		for _, e := range entries {
-			after = e.Key
-			owner := strings.TrimPrefix(string(e.Key), aliveSpace)
-			present[owner] = true
-			if err := l.observe(ctx, owner, e, now, blind); err != nil {
-				return err
-			}
-		}
-		if len(entries) < MaxScan {
+		if all = append(all, page...); len(page) < MaxScan {
 			break
 		}
 	}
-	for owner := range l.others {
-		if !present[owner] {
-			delete(l.others, owner)
+	for _, e := range l.observe(all, asked, l.now()) {
+		err := l.store.Commit(ctx, Write{Key: e.Key, If: e.Version})
+		if _, came := errors.AsType[*ConflictError](err); err != nil && !came {
+			return true, err
 		}
 	}
-	l.looked = now
-	return nil
+	return true, nil
 }
 
-// unused returns ErrLeft if a process of this name has left. l.pulse is held.
+// unused returns ErrLeft if a process of this name has left.
 func (l *Ledger) unused(ctx context.Context) error {
 	e, err := l.store.Get(ctx, Key(aliveSpace+l.owner))
 	switch {
@@ -108,6 +121,59 @@ func (l *Ledger) unused(ctx context.Context) error {
 	return nil
 }
 
+// observe takes note of the entries of all processes, as they were at some
+// moment after asked and before seen, and returns those that need not be kept
+// any longer. How long the store takes counts for nobody's silence, and neither
+// does the time in which this process could not look.
+func (l *Ledger) observe(entries []Entry, asked, seen time.Time) (old []Entry) {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	blind := asked.Sub(l.looked) > blindAfter
+	l.looked = asked
+	present := map[string]bool{}
+	for _, e := range entries {
+		owner := strings.TrimPrefix(string(e.Key), aliveSpace)
+		present[owner] = true
+		p, known := l.others[owner]
+		switch {
+		case owner == l.owner:
+		case !known || p.version != e.Version || blind && !p.dead:
+			gone := string(e.Value) == left
+			if gone && !p.dead {
+				l.deaths++
+			}
+			l.others[owner] = pulse{version: e.Version, changed: seen, dead: gone}
+		case asked.Sub(p.changed) >= forgetAfter:
+			old = append(old, e)
+		default:
+			l.await(owner, p, asked)
+		}
+	}
+	for owner, p := range l.others {
+		switch {
+		case present[owner]:
+		case p.version != unseen || asked.Sub(p.changed) >= forgetAfter:
+			delete(l.others, owner)
+		case blind && !p.dead:
+			l.others[owner] = pulse{version: unseen, changed: seen}
+		default:
+			l.await(owner, p, asked)
+		}
+	}
+	return old
+}
+
+// await takes a process for dead that has been silent for too long. l.pulse is
+// held.
+func (l *Ledger) await(owner string, p pulse, asked time.Time) {
+	if p.dead || asked.Sub(p.changed) < deadAfter {
+		return
+	}
+	p.dead = true
+	l.others[owner] = p
+	l.deaths++
+}
+
 // Leave says that this process has let go of the store for good, so that the
 // others take over what it has left without waiting for its silence. It is
 // the last call before the store is closed, once nothing works on a payment
@@ -115,39 +181,14 @@ func (l *Ledger) unused(ctx context.Context) error {
 // alive. After an error the others wait as after a crash.
 func (l *Ledger) Leave(ctx context.Context) error {
 	l.pulse.Lock()
-	defer l.pulse.Unlock()
-	if l.left || l.exclusive || l.beaten.IsZero() {
-		l.left = true
+	silent := l.left || l.exclusive || l.beaten.IsZero()
+	l.left = true
+	l.pulse.Unlock()
+	if silent {
 		return nil
 	}
-	l.left = true
 	if err := l.store.Commit(ctx, Write{Key: Key(aliveSpace + l.owner), If: AnyVersion, Value: []byte(left)}); err != nil {
 		return fmt.Errorf("ledger: saying that this process has left: %w", err)
-	}
-	return nil
-}
-
-// observe takes note of another process's entry. blind says that this one has
-// not been able to look for a while. l.pulse is held.
-func (l *Ledger) observe(ctx context.Context, owner string, e Entry, now time.Time, blind bool) error {
-	p, known := l.others[owner]
-	switch {
-	case owner == l.owner:
-	case !known || p.version != e.Version || blind && !p.dead:
-		gone := string(e.Value) == left
-		if gone && !p.dead {
-			l.deaths++
-		}
-		l.others[owner] = pulse{version: e.Version, changed: now, dead: gone}
-	case now.Sub(p.changed) >= forgetAfter:
-		err := l.store.Commit(ctx, Write{Key: e.Key, If: e.Version})
-		if _, came := errors.AsType[*ConflictError](err); err != nil && !came {
-			return err
-		}
-	case !p.dead && now.Sub(p.changed) >= deadAfter:
-		p.dead = true
-		l.others[owner] = p
-		l.deaths++
 	}
 	return nil
 }
@@ -157,7 +198,24 @@ func (l *Ledger) Alive(owner string) bool {
 	l.pulse.Lock()
 	defer l.pulse.Unlock()
 	p, known := l.others[owner]
-	return owner == l.owner || !l.exclusive && known && !p.dead
+	return owner == l.owner || !l.exclusive && known && !p.dead && p.version != unseen
+}
+
+// Gone reports whether a process need not be waited for any longer: it was
+// seen to die or to leave, or nothing has been seen of it for as long since Gone
+// was first asked about it. One that has begun lately is not gone only because
+// nobody here has looked since.
+func (l *Ledger) Gone(owner string) bool {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	if owner == l.owner || l.exclusive {
+		return owner != l.owner
+	}
+	p, known := l.others[owner]
+	if !known {
+		l.others[owner] = pulse{version: unseen, changed: l.now()}
+	}
+	return p.dead
 }
 
 // dead reports whether a process was alive once and is not any more.

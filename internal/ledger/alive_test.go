@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/big"
@@ -376,6 +377,88 @@ func TestCheckpointsAreNotOverwrittenUnseen(t *testing.T) {
 		}
 		if err := l.SetCheckpoint(t.Context(), list[0]); !errors.Is(err, ledger.ErrStale) {
 			t.Errorf("with an old version: %v", err)
+		}
+	})
+}
+
+// A slowStore lets time pass before a commit, once it is told to.
+type slowStore struct {
+	ledger.Store
+	now  *clock
+	take time.Duration
+}
+
+func (s *slowStore) Commit(ctx context.Context, writes ...ledger.Write) error {
+	s.now.Advance(s.take)
+	return s.Store.Commit(ctx, writes...)
+}
+
+func TestWhoWaitsLongForTheStoreDoesNotTakeTheOthersForDead(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		slow := &slowStore{Store: s, now: now, take: 8 * time.Second}
+		one, two := ledger.New(slow, "one", now.Now), ledger.New(s, "two", now.Now)
+		mustBeat(t, two, one) // it sees the other when it has waited
+		slow.take = 0
+		mustBeat(t, one)
+		if !one.Alive("two") || one.Deaths() != 0 {
+			t.Error("dead although it was seen only now")
+		}
+	})
+}
+
+func TestWhoeverAsksWhoIsAliveDoesNotWaitForTheStore(t *testing.T) {
+	s := &stuckStore{Store: ledger.NewMemory(), stuck: make(chan struct{}), free: make(chan struct{})}
+	l := ledger.New(s, "one", (&clock{}).Now)
+	ended := make(chan error)
+	go func() { ended <- l.Beat(t.Context()) }()
+	<-s.stuck
+	if l.Alive("two") || !l.Alive("one") || l.Deaths() != 0 {
+		t.Error("alive without a sign")
+	}
+	if err := l.Beat(t.Context()); err != nil { // somebody is at it
+		t.Error(err)
+	}
+	close(s.free)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// A stuckStore commits when it is freed.
+type stuckStore struct {
+	ledger.Store
+	stuck, free chan struct{}
+}
+
+func (s *stuckStore) Commit(ctx context.Context, writes ...ledger.Write) error {
+	close(s.stuck)
+	<-s.free
+	return s.Store.Commit(ctx, writes...)
+}
+
+func TestAProcessThatNobodyHasLookedForYetIsNotGone(t *testing.T) {
+	each(t, func(t *testing.T, s ledger.Store) {
+		now := &clock{}
+		one, young := ledger.New(s, "one", now.Now), ledger.New(s, "young", now.Now)
+		mustBeat(t, one)
+		mustBeat(t, young)
+		if one.Gone("young") || one.Gone("never") || one.Gone("one") {
+			t.Fatal("gone although nobody has looked")
+		}
+		for range 2 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, one, young)
+		}
+		if one.Gone("young") || one.Gone("never") {
+			t.Error("gone too early")
+		}
+		for range 2 {
+			now.Advance(2 * time.Second)
+			mustBeat(t, one, young)
+		}
+		if one.Gone("young") || !one.Gone("never") || one.Deaths() != 1 {
+			t.Errorf("the one that says so is gone, or the other is not; %d deaths", one.Deaths())
 		}
 	})
 }

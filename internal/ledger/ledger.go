@@ -41,7 +41,8 @@ type Ledger struct {
 
 	pulse     sync.Mutex
 	exclusive bool             // guarded by pulse: no other process can be alive
-	beaten    time.Time        // guarded by pulse: when this process last said that it is alive
+	beating   bool             // guarded by pulse: this process is about to say that it is alive
+	beaten    time.Time        // guarded by pulse: when it last did
 	looked    time.Time        // guarded by pulse: when it last saw which others are
 	others    map[string]pulse // guarded by pulse
 	deaths    int              // guarded by pulse
