@@ -210,7 +210,7 @@ func (e *Engine) Start() error {
 	if err := e.scan(e.life, time.Time{}); err != nil {
 		return fmt.Errorf("settle: reading open nonces: %w", err)
 	}
-	for _, job := range []func(context.Context){e.follow, e.watch, e.tend, e.reconcileAlways} {
+	for _, job := range []func(context.Context){e.beat, e.follow, e.watch, e.tend, e.reconcileAlways} {
 		e.spawn(job)
 	}
 	for _, l := range e.own {

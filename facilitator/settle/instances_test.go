@@ -45,6 +45,17 @@ func (w *world) keeper() string {
 	return lane.Keeper
 }
 
+// awaitKeeper mines until an instance keeps the lane.
+func (w *world) awaitKeeper(owner string) {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); w.keeper() != owner; time.Sleep(5 * time.Millisecond) {
+		w.mine(1)
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%q keeps the lane", w.keeper())
+		}
+	}
+}
+
 func TestTwoInstancesShareALaneWithoutSigningANonceTwice(t *testing.T) {
 	t.Parallel()
 	const each = 20
@@ -92,12 +103,7 @@ func TestThePaymentsAndTheLaneOfADeadInstanceAreTakenOver(t *testing.T) {
 	if _, err := dying.settleMining(settled); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); w.keeper() != "a"; time.Sleep(5 * time.Millisecond) {
-		w.mine(1)
-		if time.Now().After(deadline) {
-			t.Fatalf("%q keeps the lane", w.keeper())
-		}
-	}
+	w.awaitKeeper("a")
 	heir := w.instance("b")
 	w.lapse(4 * time.Second) // they see each other
 	sent := len(heir.node.transactions())
@@ -132,6 +138,7 @@ func TestALivingInstanceKeepsItsLaneAndItsPayments(t *testing.T) {
 	if _, err := one.settleMining(one.authorize()); err != nil {
 		t.Fatal(err)
 	}
+	w.awaitKeeper("a")
 	two := w.instance("b")
 	claimed := one.authorize()
 	one.claim(claimed, payment.Included)
@@ -143,6 +150,29 @@ func TestALivingInstanceKeepsItsLaneAndItsPayments(t *testing.T) {
 		t.Errorf("%q keeps the lane, the payment is %s", w.keeper(), r.State)
 	}
 	w.wantEarned(2000)
+}
+
+func TestAnInstanceWhoseNodeDoesNotAnswerIsNotTakenForDead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.engine.Stop()
+	w.chain.Pause()
+	one := w.instance("a")
+	if _, err := one.settleMining(one.authorize()); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitKeeper("a")
+	two := w.instance("b")
+	claimed := one.authorize()
+	one.claim(claimed, payment.Included)
+	one.node.stalled.Store(true)
+	if _, err := two.settleMining(two.authorize()); err != nil {
+		t.Fatal(err)
+	}
+	w.lapse(15 * time.Second)
+	if r := w.record(claimed); w.keeper() != "a" || r.State != ledger.Reserved || two.ledger.Deaths() != 0 {
+		t.Errorf("%q keeps the lane, the payment is %s, %d deaths", w.keeper(), r.State, two.ledger.Deaths())
+	}
 }
 
 // What is planted is found, each kind once, and nothing else.

@@ -46,6 +46,20 @@ const (
 // replacement costs.
 var dearFloor = big.NewInt(10_000_000_000)
 
+// beat says again and again that this process is alive, and looks which others
+// are. It does nothing else: a node that does not answer must not make this
+// process look dead to the others.
+func (e *Engine) beat(ctx context.Context) {
+	for ctx.Err() == nil {
+		another := e.heads.wait()
+		if err := e.Ledger.Beat(ctx); err != nil && ctx.Err() == nil {
+			e.Logger.Error("telling other processes that this one is alive failed", "error", err)
+		}
+		pause(ctx, nil, tendPause)
+		pause(ctx, another, scanEvery)
+	}
+}
+
 // tend keeps every lane going: on every new block, and whenever it is woken,
 // it sends what is not mined again, replaces what is stuck, and fills the
 // nonces that nobody needs any more.
@@ -54,9 +68,6 @@ func (e *Engine) tend(ctx context.Context) {
 	deaths := e.Ledger.Deaths()
 	for ctx.Err() == nil {
 		head, nudge := e.heads.wait(), e.nudges.wait()
-		if err := e.Ledger.Beat(ctx); err != nil && ctx.Err() == nil {
-			e.Logger.Error("telling other processes that this one is alive failed", "error", err)
-		}
 		if n := e.Ledger.Deaths(); n != deaths {
 			if err := e.inherit(ctx); err == nil {
 				deaths, scanned = n, e.Now()
@@ -116,7 +127,7 @@ func (e *Engine) keeps(ctx context.Context, l *lane) (bool, error) {
 		if err != nil || state.Keeper == e.Ledger.Owner() {
 			return err == nil, err
 		}
-		if state.Keeper != "" && e.Ledger.Alive(state.Keeper) {
+		if state.Keeper != "" && !e.Ledger.Gone(state.Keeper) {
 			return false, nil
 		}
 		former := state.Keeper

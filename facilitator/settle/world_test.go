@@ -129,6 +129,8 @@ type probe struct {
 	down atomic.Bool   // it answers no questions about payments
 	hang chan struct{} // if set, those questions wait until it is closed
 
+	stalled atomic.Bool // what it is asked about a block waits for the end of its context
+
 	mu   sync.Mutex
 	sent [][]byte // guarded by mu: what was broadcast
 }
@@ -172,6 +174,9 @@ func (p *probe) Receipt(ctx context.Context, tx common.Hash) (*types.Receipt, er
 }
 
 func (p *probe) AskAt(ctx context.Context, block common.Hash, questions ...chain.Request) error {
+	if p.stalled.Load() {
+		<-ctx.Done()
+	}
 	if p.down.Load() {
 		return errDown
 	}
