@@ -32,34 +32,42 @@ func (w *world) release(p *purchase, path string) {
 // upstreamBegins is told of every call of the upstream. The caller holds the
 // lock.
 func (w *world) upstreamBegins(p *purchase, life *process, method string) {
-	p.running[life.name]++
-	if p.running[life.name] > 1 {
-		w.violate("I5: the upstream runs twice at once for payment %s", p.name)
+	for _, other := range w.living() {
+		if p.running[other.name] && (other == life || !other.excused()) {
+			w.violate("I5: the upstream runs twice at once for payment %s, by %s and %s", p.name, other.name, life.name)
+		}
 	}
-	r, _ := life.store.live.record(ledgerKey(p.key))
+	p.running[life.name] = true
+	r, _ := life.store.view().record(ledgerKey(p.key))
 	claim := strconv.Itoa(r.Claims)
 	p.runs[claim]++
-	if method == http.MethodPost && w.profile.mode == "held" && !w.profile.contract && p.runs[claim] > 1 {
+	if method == http.MethodPost && w.profile.mode == "held" && !w.hasCode(p.auth.from) && p.runs[claim] > 1 {
 		w.violate("I5: the upstream ran twice for one claim of payment %s", p.name)
 	}
 }
 
 // durableBefore checks that a transaction is on disk before it is sent. The
 // caller holds the lock.
-func (w *world) durableBefore(tx common.Hash) {
+func (w *world) durableBefore(by *process, tx common.Hash) {
 	if w.sent[tx] {
 		return // it may be mined and forgotten by now
 	}
 	w.sent[tx] = true
-	if !w.durable.mentions(strings.TrimPrefix(tx.Hex(), "0x")) {
+	if !by.seat.books.entries.mentions(strings.TrimPrefix(tx.Hex(), "0x")) {
 		w.violate("transaction %s was broadcast before it was on disk", short(tx))
 	}
 }
 
 // transitions is told of every write that becomes durable, before it does. The
 // caller holds the lock.
-func (w *world) transitions(before image, writes []ledger.Write) {
+func (w *world) transitions(by *process, before image, writes []ledger.Write) {
 	for _, write := range writes {
+		if isLane(write.Key) {
+			var old, next ledger.Lane
+			if e, ok := before[write.Key]; ok && json.Unmarshal(e.Value, &old) == nil && json.Unmarshal(write.Value, &next) == nil {
+				w.kept(by, old, next)
+			}
+		}
 		p := w.byKey[write.Key]
 		if p == nil || write.Value == nil {
 			continue
@@ -79,7 +87,14 @@ func (w *world) transitions(before image, writes []ledger.Write) {
 			continue
 		}
 		w.covered(transition(old, next))
-		if !old.Can(next) {
+		switch r, _ := before.record(write.Key); {
+		case next == ledger.Reserved || next == ledger.Executing:
+			p.claimer = by
+		case next == ledger.Released && r.Owner != by.name && by.seat.books.shared && time.Now().Before(r.Lease):
+			w.covered("claim of another instance released")
+			w.takenForDead(by, r.Owner)
+		}
+		if r, _ := before.record(write.Key); !old.Can(next) && !(r.State.Working() && ledger.Released.Can(next) && time.Now().After(r.Lease)) {
 			w.violate("payment %s went from %q to %q", p.name, old, next)
 		}
 	}
@@ -113,10 +128,7 @@ func (w *world) audit() {
 }
 
 func (w *world) live(p *purchase) (ledger.Record, bool) {
-	if w.current == nil {
-		return ledger.Record{}, false
-	}
-	return w.current.store.live.record(ledgerKey(p.key))
+	return w.seen(w.seats[0].books).record(ledgerKey(p.key))
 }
 
 func (w *world) auditPurchase(p *purchase, final *block) {
@@ -140,7 +152,7 @@ func (w *world) auditPurchase(p *purchase, final *block) {
 		case !paid:
 		case refused.reason == string(payment.EVMTransactionFailed):
 			w.violate("I4: payment %s was refused for good, but has moved money", p.name)
-		case u.ours && !p.presentedAfter(refused.at):
+		case u.ours && refused.alone && !p.presentedAfter(refused.at):
 			w.violate("I4: payment %s was refused (%s) and not sent again, but we have moved its money", p.name, refused.reason)
 		}
 	}
@@ -190,16 +202,15 @@ func (w *world) auditLanes() {
 // and that are in no block. The caller holds the lock.
 func (w *world) openNonces() map[string]uint64 {
 	open := map[string]uint64{}
-	if w.current == nil {
-		return open
-	}
-	for k, e := range w.current.store.live {
-		var lane ledger.Lane
-		if !strings.HasPrefix(string(k), "lane/") || json.Unmarshal(e.Value, &lane) != nil {
-			continue
-		}
-		if used := w.chain.tip.state.nonces[common.HexToAddress(lane.Address)]; lane.Next > used {
-			open[lane.Address] = lane.Next - used
+	for _, b := range w.ledgers() {
+		for k, e := range w.seen(b) {
+			var lane ledger.Lane
+			if !isLane(k) || json.Unmarshal(e.Value, &lane) != nil {
+				continue
+			}
+			if used := w.chain.tip.state.nonces[common.HexToAddress(lane.Address)]; lane.Next > used {
+				open[lane.Address] = lane.Next - used
+			}
 		}
 	}
 	return open

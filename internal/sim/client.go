@@ -23,31 +23,36 @@ type purchase struct {
 	auth   authorization
 	ticket *ticket
 
-	copies  int           // how many send the same request at once
-	split   bool          // one of them asks for something else
-	vanish  bool          // nobody waits for an answer, and nobody asks again
-	again   bool          // asks once more after it was served
-	cancels time.Duration // when the payer cancels; 0 means never
-	drains  time.Duration // when the payer moves all money away; 0 means never
-	refills bool          // and back
-	theft   bool          // a stranger submits the authorization once it is claimed
-	unsafe  bool          // by POST
+	copies   int           // how many send the same request at once
+	split    bool          // one of them asks for something else
+	together bool          // they come within a moment
+	vanish   bool          // nobody waits for an answer, and nobody asks again
+	again    bool          // asks once more after it was served
+	cancels  time.Duration // when the payer cancels; 0 means never
+	drains   time.Duration // when the payer moves all money away; 0 means never
+	refills  bool          // and back
+	theft    bool          // a stranger submits the authorization once it is claimed
+	unsafe   bool          // by POST
 
 	// Guarded by the world's lock.
 	claimed   bool
+	claimer   *process            // who claimed it last
+	shown     map[string]struct{} // the instances that have got it
 	presented []time.Time         // when requests with it began
 	refusals  []refusal           // answers that ask to pay again
 	granted   map[string]struct{} // the requests that got a byte of their goods
 	served    int                 // how many whole answers were received
 	open      int                 // copies that have none yet
+	waiting   int                 // requests that wait for an answer
 	reached   bool                // the transfer was once as final as the route asks for
-	running   map[string]int      // upstream calls at work, by process
+	running   map[string]bool     // whether the upstream is at work, by process
 	runs      map[string]int      // upstream calls, by claim
 }
 
 type refusal struct {
 	at     time.Time
 	reason string
+	alone  bool // no other request with the payment waited for an answer
 }
 
 func (p *purchase) honest() bool { return !p.vanish }
@@ -58,7 +63,14 @@ func goods(path string) []string { return []string{"goods ", "of ", path} }
 // buy sends a payment until there is a final answer.
 func (w *world) buy(p *purchase, who, path string) {
 	d := w.dice.of("client " + who)
-	if !w.rest(d.of("start").between(0, w.profile.arrive)) {
+	start := d.of("start").between(0, w.profile.arrive)
+	switch {
+	case w.profile.rush:
+		start = opening + d.of("start").between(0, 150*time.Millisecond)
+	case p.together:
+		start = w.dice.of("start "+p.name).between(0, w.profile.arrive) + d.of("start").between(0, 100*time.Millisecond)
+	}
+	if !w.rest(start) {
 		return
 	}
 	for try := 0; ; try++ {
@@ -88,13 +100,15 @@ func (w *world) buy(p *purchase, who, path string) {
 // there was none.
 func (w *world) request(p *purchase, actor, path string, d dice) int {
 	w.mu.Lock()
-	life := w.current
+	life := w.seats[d.of("seat").below(len(w.seats))].current
 	p.presented = append(p.presented, time.Now())
 	if life == nil || life.serves == nil {
 		w.note("refused connection", actor, p.name, "")
 		w.mu.Unlock()
 		return 0
 	}
+	w.shown(p, life)
+	p.waiting++
 	s := life.serves
 	s.users++
 	patience := w.profile.patience
@@ -119,15 +133,28 @@ func (w *world) request(p *purchase, actor, path string, d dice) int {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	p.waiting--
 	status := out.received(life)
 	w.note("answer", actor, p.name, fmt.Sprintf("%d %s", status, out.reason()))
 	switch status {
 	case http.StatusOK:
 		p.served++
 	case http.StatusPaymentRequired:
-		p.refusals = append(p.refusals, refusal{time.Now(), out.reason()})
+		p.refusals = append(p.refusals, refusal{time.Now(), out.reason(), p.waiting == 0})
 	}
 	return status
+}
+
+// shown takes note of an instance that gets a payment. The caller holds the
+// lock.
+func (w *world) shown(p *purchase, to *process) {
+	p.shown[to.seat.name] = struct{}{}
+	if len(p.shown) > 1 {
+		w.covered("same payment at two instances")
+	}
+	if c := p.claimer; c != nil && c.dead && c.seat != to.seat {
+		w.covered("payment of a dead instance at another one")
+	}
 }
 
 func (w *world) requestFor(ctx context.Context, p *purchase, path string) *http.Request {
@@ -273,7 +300,7 @@ func (c *wire) upstream(out http.ResponseWriter, r *http.Request, _ *till.Sale) 
 	defer func() {
 		if c.life.enter() == nil {
 			defer w.mu.Unlock()
-			p.running[c.life.name]--
+			delete(p.running, c.life.name)
 		}
 	}()
 	if err != nil {

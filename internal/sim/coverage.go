@@ -18,6 +18,11 @@ func MustSee() []string {
 		"broadcast lost, with an error", "broadcast accepted, with an error", "broadcast accepted, and dropped",
 		"upstream fails", "upstream answers 500",
 		"base fee spike", "chain halts", "transaction of a lane reverts",
+		"instance stays away", "same payment at two instances", "payment of a dead instance at another one",
+		"lane taken over", "lane taken over by another instance", "lane taken over from a living instance",
+		"lane changed by another instance meanwhile", "claim of another instance released",
+		"database away", "connection to the database lost in a commit", "commit of unknown outcome",
+		"batch", "batch on a second lane",
 		"payer cancels", "payer drained", "included by a stranger",
 	}
 	for _, p := range points {

@@ -16,12 +16,21 @@ import (
 // An image is what a disk holds at one moment.
 type image map[ledger.Key]ledger.Entry
 
+// decide says what writes change, or why they cannot be made.
+func (m image) decide(writes []ledger.Write) ([]ledger.Entry, error) {
+	return ledger.Decide(writes, func(k ledger.Key) (ledger.Entry, error) { return m[k], nil })
+}
+
 // apply makes all writes or none.
 func (m image) apply(writes []ledger.Write) error {
-	changes, err := ledger.Decide(writes, func(k ledger.Key) (ledger.Entry, error) { return m[k], nil })
-	if err != nil {
-		return err
+	changes, err := m.decide(writes)
+	if err == nil {
+		m.change(changes)
 	}
+	return err
+}
+
+func (m image) change(changes []ledger.Entry) {
 	for _, e := range changes {
 		if e.Version == 0 {
 			delete(m, e.Key)
@@ -29,7 +38,19 @@ func (m image) apply(writes []ledger.Write) error {
 		}
 		m[e.Key] = e
 	}
-	return nil
+}
+
+// scan is what ledger.Store's Scan returns.
+func (m image) scan(prefix, after ledger.Key, limit int) []ledger.Entry {
+	var page []ledger.Entry
+	for k, e := range m {
+		if k > after && strings.HasPrefix(string(k), string(prefix)) {
+			e.Value = append([]byte{}, e.Value...)
+			page = append(page, e)
+		}
+	}
+	slices.SortFunc(page, func(a, b ledger.Entry) int { return strings.Compare(string(a.Key), string(b.Key)) })
+	return page[:min(limit, len(page))]
 }
 
 // mentions reports whether any entry's value contains text.
@@ -48,15 +69,15 @@ func (m image) record(k ledger.Key) (r ledger.Record, ok bool) {
 	return r, ok && json.Unmarshal(e.Value, &r) == nil
 }
 
-// A store is a ledger.Store on a disk that can crash. A commit is on disk when
+// A disk is a ledger.Store on a disk that can crash. A commit is on disk when
 // it returns. What was handed to Later is on disk when a later commit has
 // returned; until then a crash can lose it, from some write on. Of the commits
 // under way a crash keeps as many as it likes.
 //
 // The world's lock guards it.
-type store struct {
+type disk struct {
 	p       *process
-	durable image // shared by all processes, one after the other
+	durable image // that of all processes, one after the other
 	live    image // what reads see
 
 	journal [][]ledger.Write // in live, but not known to be durable
@@ -68,9 +89,11 @@ type store struct {
 
 type flight struct{ writes []ledger.Write }
 
-func openStore(p *process, durable image) *store {
-	return &store{p: p, durable: durable, live: maps.Clone(durable)}
+func openDisk(p *process, durable image) *disk {
+	return &disk{p: p, durable: durable, live: maps.Clone(durable)}
 }
+
+func (s *disk) view() image { return s.live }
 
 func cloneWrites(writes []ledger.Write) []ledger.Write {
 	own := slices.Clone(writes)
@@ -83,7 +106,7 @@ func cloneWrites(writes []ledger.Write) []ledger.Write {
 }
 
 // Get implements ledger.Store.
-func (s *store) Get(ctx context.Context, key ledger.Key) (ledger.Entry, error) {
+func (s *disk) Get(ctx context.Context, key ledger.Key) (ledger.Entry, error) {
 	if err := errors.Join(key.Check(), ctx.Err()); err != nil {
 		return ledger.Entry{}, err
 	}
@@ -100,7 +123,7 @@ func (s *store) Get(ctx context.Context, key ledger.Key) (ledger.Entry, error) {
 }
 
 // Scan implements ledger.Store.
-func (s *store) Scan(ctx context.Context, prefix, after ledger.Key, limit int) ([]ledger.Entry, error) {
+func (s *disk) Scan(ctx context.Context, prefix, after ledger.Key, limit int) ([]ledger.Entry, error) {
 	if err := errors.Join(ledger.CheckScan(prefix, after, limit), ctx.Err()); err != nil {
 		return nil, err
 	}
@@ -108,19 +131,11 @@ func (s *store) Scan(ctx context.Context, prefix, after ledger.Key, limit int) (
 		return nil, err
 	}
 	defer s.p.w.mu.Unlock()
-	var page []ledger.Entry
-	for k, e := range s.live {
-		if k > after && strings.HasPrefix(string(k), string(prefix)) {
-			e.Value = append([]byte{}, e.Value...)
-			page = append(page, e)
-		}
-	}
-	slices.SortFunc(page, func(a, b ledger.Entry) int { return strings.Compare(string(a.Key), string(b.Key)) })
-	return page[:min(limit, len(page))], nil
+	return s.live.scan(prefix, after, limit), nil
 }
 
 // Commit implements ledger.Store.
-func (s *store) Commit(ctx context.Context, writes ...ledger.Write) error {
+func (s *disk) Commit(ctx context.Context, writes ...ledger.Write) error {
 	if err := errors.Join(ledger.CheckCommit(writes), ctx.Err()); err != nil {
 		return err
 	}
@@ -155,7 +170,7 @@ func (s *store) Commit(ctx context.Context, writes ...ledger.Write) error {
 }
 
 // fail stops the store with a commit that is on the disk or not.
-func (s *store) fail(l luck, f *flight) {
+func (s *disk) fail(l luck, f *flight) {
 	s.failed = errors.New("input/output error")
 	s.p.w.covered("disk failure")
 	if l.dice.of("kept").oneIn(2) {
@@ -167,7 +182,7 @@ func (s *store) fail(l luck, f *flight) {
 
 // Later implements ledger.Store. It never waits, also when the process is
 // dead: who calls it may hold a mutex.
-func (s *store) Later(writes ...ledger.Write) {
+func (s *disk) Later(writes ...ledger.Write) {
 	w := s.p.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -191,7 +206,7 @@ func (s *store) Later(writes ...ledger.Write) {
 }
 
 // flush shows what was handed to Later.
-func (s *store) flush() {
+func (s *disk) flush() {
 	for _, writes := range s.lazy {
 		if s.live.apply(writes) == nil {
 			s.journal = append(s.journal, writes)
@@ -201,9 +216,9 @@ func (s *store) flush() {
 }
 
 // sync makes everything durable that is shown.
-func (s *store) sync() {
+func (s *disk) sync() {
 	for _, writes := range s.journal {
-		s.p.w.transitions(s.durable, writes)
+		s.p.w.transitions(s.p, s.durable, writes)
 		if err := s.durable.apply(writes); err != nil {
 			panic("sim: the disk contradicts itself: " + err.Error())
 		}
@@ -212,17 +227,17 @@ func (s *store) sync() {
 }
 
 // settle makes writes durable, unless a condition of theirs does not hold.
-func (s *store) settle(writes []ledger.Write) {
+func (s *disk) settle(writes []ledger.Write) {
 	after := maps.Clone(s.durable)
 	if after.apply(writes) != nil {
 		return
 	}
-	s.p.w.transitions(s.durable, writes)
+	s.p.w.transitions(s.p, s.durable, writes)
 	_ = s.durable.apply(writes) // it has just been tried
 }
 
 // crash leaves on the disk what a crash now would leave there.
-func (s *store) crash(d dice) {
+func (s *disk) crash(d dice) {
 	tail := append(slices.Clone(s.journal), s.lazy...)
 	for _, f := range s.flights {
 		tail = append(tail, f.writes)
@@ -238,7 +253,7 @@ func (s *store) crash(d dice) {
 }
 
 // Close implements ledger.Store.
-func (s *store) Close() error { return nil }
+func (s *disk) Close() error { return nil }
 
 // subject names the first entry of a commit, short enough for a log.
 func subject(writes []ledger.Write) string {
@@ -269,4 +284,4 @@ func stateOf(value []byte) ledger.State {
 	return r.State
 }
 
-var _ ledger.Store = (*store)(nil)
+var _ storage = (*disk)(nil)

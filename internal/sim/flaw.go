@@ -26,11 +26,14 @@ const (
 	TimeoutIsPaid   Flaw = "a timeout is taken for paid"
 	SpentIsPaid     Flaw = "a used nonce is taken for a payment"
 	LatestIsFinal   Flaw = "the latest block is taken for final"
+	TakesOverAtOnce Flaw = "an instance takes over without waiting for a heartbeat"
+	IgnoresLeases   Flaw = "an instance takes over what is leased to another"
+	IgnoresEpochs   Flaw = "an instance writes lanes without looking at their epoch"
 )
 
 // Flaws lists them all.
 func Flaws() []Flaw {
-	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal}
+	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal, TakesOverAtOnce, IgnoresLeases, IgnoresEpochs}
 }
 
 // flawed returns f, or f with the world's flaw.

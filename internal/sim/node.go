@@ -455,7 +455,7 @@ func (n *node) Broadcast(ctx context.Context, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := n.p.enterThen(func() { w.durableBefore(tx.Hash()) }); err != nil {
+	if err := n.p.enterThen(func() { w.durableBefore(n.p, tx.Hash()) }); err != nil {
 		return err
 	}
 	err = n.p.act(ctx, interaction{kind: "broadcast", id: short(tx.Hash()), deaf: true}, func(l luck) error {

@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/tollgate402/tollgate/facilitator"
@@ -22,9 +21,10 @@ var errOver = errors.New("sim: the process is dead")
 // world goes through act or enter, which let nothing pass once it is dead.
 type process struct {
 	w     *world
+	seat  *seat
 	name  string
 	dice  dice
-	store *store
+	store storage
 
 	// Guarded by the world's lock.
 	dead   bool
@@ -214,13 +214,7 @@ func (p *process) crash(why string) {
 	p.dead = true
 	p.store.crash(p.dice.of("crash"))
 	close(p.broken)
-	w.current = nil
-	down := p.dice.of("down").between(50*time.Millisecond, w.profile.down)
-	w.spawn(func() {
-		if w.rest(down) {
-			w.boot()
-		}
-	})
+	p.seat.vacate(p.dice)
 }
 
 // doom has the operator restart the process soon. The caller holds the
@@ -236,43 +230,6 @@ func (p *process) doom(why string) {
 	})
 }
 
-// boot starts a process on the disk as it is.
-func (w *world) boot() {
-	w.mu.Lock()
-	w.lives++
-	name := fmt.Sprintf("p%d", w.lives)
-	p := &process{
-		w: w, name: name, dice: w.dice.of(name), broken: make(chan struct{}),
-		struck: map[string]int{}, counts: map[string]int{},
-	}
-	if w.lives <= w.profile.crashes {
-		p.plan = w.planFor(p.dice)
-	}
-	p.store = openStore(p, w.durable)
-	p.ledger = ledger.New(p.store, name, time.Now)
-	w.current = p
-	w.note("boot", name, "", p.plan.name)
-	if at, ok := w.timeOfDeath(p.dice); ok && w.lives <= w.profile.crashes {
-		w.spawn(func() {
-			if w.rest(at) {
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				p.crash("at random")
-			}
-		})
-	}
-	w.mu.Unlock()
-
-	// As the product does: nothing is served before the ledger is recovered.
-	if _, err := p.ledger.Recover(as(context.Background(), "recovery"), true); err != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		p.crash("recovery failed: " + err.Error())
-		return
-	}
-	p.reload()
-}
-
 // reload puts a new shift in place of the one that serves.
 func (p *process) reload() {
 	w := p.w
@@ -281,6 +238,9 @@ func (p *process) reload() {
 		return
 	}
 	defer w.mu.Unlock()
+	if w.ended() {
+		return
+	}
 	if err != nil {
 		w.violate("the engine does not start: %v", err)
 		return
@@ -318,8 +278,11 @@ func (p *process) newShift() (*shift, error) {
 	if w.flaw == SpentIsPaid || w.flaw == LatestIsFinal {
 		nodes = &flawedNode{node: s.node, flaw: w.flaw}
 	}
-	engine, err := settle.New(settle.Config{Network: network, Chain: nodes, Ledger: p.ledger, Signers: []payment.CallSigner{&lane{p: p, key: w.purse.lane}}, Now: time.Now, Logger: w.logger(p.name)})
+	engine, err := settle.New(settle.Config{Network: network, Chain: nodes, Ledger: p.ledger, Signers: p.signers(), MaxInFlight: w.profile.inFlight, Now: time.Now, Logger: w.logger(p.name)})
 	if err != nil {
+		return nil, err
+	}
+	if err := p.enterThen(func() { s.engine = engine }); err != nil {
 		return nil, err
 	}
 	for {
@@ -331,12 +294,6 @@ func (p *process) newShift() (*shift, error) {
 			return nil, err
 		}
 	}
-	if err := p.enter(); err != nil {
-		engine.Stop()
-		return nil, err
-	}
-	s.engine = engine
-	w.mu.Unlock()
 	embedded, err := facilitator.NewEmbedded(p.ledger, []facilitator.Market{{Network: network, Tokens: []payment.Token{w.purse.token}, Chain: nodes, Engine: engine}}, w.logger(p.name))
 	if err != nil {
 		return nil, err
@@ -346,6 +303,15 @@ func (p *process) newShift() (*shift, error) {
 	_, _ = s.node.WaitHead(as(patience, "start"), noHash) // without a head it answers 503
 	s.till = &till.Till{Facilitator: flawed(w, s.node, embedded), Ledger: p.ledger, Now: time.Now, Logger: w.logger(p.name)}
 	return s, nil
+}
+
+// signers returns the lanes.
+func (p *process) signers() []payment.CallSigner {
+	var list []payment.CallSigner
+	for _, key := range p.w.purse.lanes[:p.w.profile.lanes] {
+		list = append(list, &lane{p: p, key: key})
+	}
+	return list
 }
 
 // A lane signs calls for a process.

@@ -15,14 +15,18 @@ import (
 	"github.com/tollgate402/tollgate/signer/localkey"
 )
 
-const price = 1000 // atomic units
+const (
+	price    = 1000 // atomic units
+	funds    = 8 * price
+	maxLanes = 3
+)
 
 // A Purse holds keys, and payments that they have signed. Worlds begin at one
 // moment, so that all can use the same payments, and none has to be signed
 // twice. It is for one world at a time.
 type Purse struct {
 	token     payment.Token
-	lane      *localkey.Key
+	lanes     []*localkey.Key
 	payers    []*localkey.Key
 	seller    common.Address
 	offer     payment.Offer
@@ -50,14 +54,14 @@ func NewPurse() (*Purse, error) {
 		return nil, fmt.Errorf("sim: no token on %s", payment.EVM(chainID))
 	}
 	p := &Purse{token: token, seller: common.HexToAddress("0x00000000000000000000000000000000000000aa"), tickets: map[ticketKey]*ticket{}, received: map[int]*payment.Received{}}
-	for _, name := range []string{"lane", "payer 1", "payer 2", "payer 3"} {
+	for _, name := range []string{"lane", "lane 2", "lane 3", "payer 1", "payer 2", "payer 3"} {
 		key, err := localkey.Parse(fmt.Sprintf("%x", sha256.Sum256([]byte("tollgate simulation, "+name))))
 		if err != nil {
 			return nil, err
 		}
 		p.payers = append(p.payers, key)
 	}
-	p.lane, p.payers = p.payers[0], p.payers[1:]
+	p.lanes, p.payers = p.payers[:maxLanes], p.payers[maxLanes:]
 	amount, err := payment.NewAmount(big.NewInt(price), token)
 	if err != nil {
 		return nil, err

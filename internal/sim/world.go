@@ -24,6 +24,7 @@ type profile struct {
 	until    payment.Finality
 	payments int
 	contract bool // payers' accounts have code
+	wallet   bool // one of them has
 
 	arrive   time.Duration // within which clients come
 	peace    time.Duration // after which nothing goes wrong any more
@@ -36,6 +37,11 @@ type profile struct {
 	badCall, lateCall, staleCall, staleHead, slowTx, dropTx int
 	badDisk, slowDisk                                       int
 	crashes, reloads, reorgs                                int
+
+	instances, lanes int
+	rush             bool          // all payments come within a moment
+	database         time.Duration // the longest that an exchange with the database takes
+	inFlight         int           // how many transactions of a lane may wait for a block; 0 means what is usual
 
 	interval          time.Duration // between blocks
 	instant           bool          // blocks also come as soon as there is a transaction
@@ -59,6 +65,19 @@ func drawProfile(d dice) profile {
 	}
 	if d.of("mode").oneIn(2) {
 		p.mode = till.First
+	}
+	p.instances, p.lanes = pick("instances", 1, 1, 1, 2), 1
+	if p.instances > 1 {
+		if d.of("three").oneIn(6) {
+			p.instances = 3
+		}
+		p.rush = d.of("rush").oneIn(3)
+		p.payments, p.upstream = pick("shared payments", 1, 2, 3), span("shared upstream", 30*time.Millisecond, 800*time.Millisecond, 3*time.Second)
+	}
+	p.database = span("database", 2*time.Millisecond, 15*time.Millisecond, 80*time.Millisecond)
+	if d.of("lanes").oneIn(5) {
+		p.lanes, p.payments = pick("how many lanes", 2, 3, 3), pick("many", 3, 4, 6)
+		p.inFlight, p.wallet, p.rush = pick("flying", 0, 1, 1, 2), d.of("wallet").oneIn(3), d.of("lanes rush").oneIn(2)
 	}
 	p.until = []payment.Finality{
 		payment.Included, payment.Included, payment.Included, payment.Confirmed(2), payment.Confirmed(4),
@@ -107,14 +126,13 @@ type world struct {
 	mu        sync.Mutex
 	report    *Report // guarded by mu, as is all that follows
 	chain     *chainModel
-	durable   image
 	purchases []*purchase
 	byKey     map[ledger.Key]*purchase
-	current   *process // nil while none lives
+	seats     []*seat
+	lives     map[string]*process
 	nodes     []*node
 	signed    map[laneNonce]bool
 	sent      map[common.Hash]bool
-	lives     int
 	arrivals  chan struct{}
 }
 
@@ -137,13 +155,14 @@ func newWorld(p *Purse, seed uint64, o Options) (*world, error) {
 	d := dice(seed).of("world")
 	w := &world{
 		purse: p, seed: seed, dice: d, flaw: o.Flaw, verbose: o.Verbose, profile: drawProfile(d.of("profile")), start: time.Now(),
-		over: make(chan struct{}), durable: image{}, byKey: map[ledger.Key]*purchase{}, signed: map[laneNonce]bool{}, sent: map[common.Hash]bool{},
+		over: make(chan struct{}), lives: map[string]*process{}, byKey: map[ledger.Key]*purchase{}, signed: map[laneNonce]bool{}, sent: map[common.Hash]bool{},
 		arrivals: make(chan struct{}, 1), report: &Report{Seed: seed, Seen: map[string]int{}},
 	}
 	w.report.Mild = w.profile.mild
+	w.sit()
 	holders := map[common.Address]uint64{}
 	for _, k := range p.payers {
-		holders[k.Address()] = 3 * price
+		holders[k.Address()] = funds
 	}
 	w.chain = newChain(d, w.start, w.profile.height, p.token, p.aggregate, holders)
 	w.chain.safeLag, w.chain.finalLag, w.chain.calm = w.profile.safeLag, w.profile.finalLag, w.profile.calm
@@ -177,11 +196,12 @@ func (w *world) draw(i int) (*purchase, error) {
 		return nil, err
 	}
 	p := &purchase{
-		name: "ABC"[i : i+1], ticket: t, copies: 1, granted: map[string]struct{}{}, running: map[string]int{}, runs: map[string]int{},
+		name: "ABCDEF"[i : i+1], ticket: t, copies: 1, granted: map[string]struct{}{}, shown: map[string]struct{}{}, running: map[string]bool{}, runs: map[string]int{},
 		key: t.transfer.Key(chainID, w.chain.token), auth: authorization{t.transfer.From, t.transfer.Nonce},
 		again: d.of("again").oneIn(4),
 	}
-	if d.of("copies").oneIn(3) {
+	p.together = d.of("together").oneIn(2)
+	if d.of("copies").oneIn(3) || w.profile.instances > 1 && d.of("more copies").oneIn(2) {
 		p.copies = 2 + d.of("how many").below(2)
 	}
 	p.unsafe = d.of("unsafe").oneIn(4)
@@ -207,7 +227,9 @@ func (w *world) draw(i int) (*purchase, error) {
 
 // run lives the world from its beginning to its end.
 func (w *world) run() {
-	w.spawn(w.boot)
+	for _, s := range w.seats {
+		w.spawn(s.open)
+	}
 	w.spawn(w.makeBlocks)
 	for i := range w.profile.reorgs {
 		at := w.dice.of("reorg").nth(i)
@@ -221,7 +243,7 @@ func (w *world) run() {
 		at := w.dice.of("reload").nth(i)
 		w.spawn(func() {
 			if w.rest(at.between(100*time.Millisecond, w.profile.peace)) {
-				w.reload()
+				w.reload(at)
 			}
 		})
 	}
@@ -280,6 +302,16 @@ func (w *world) end() {
 		}
 	}
 	w.group.Wait()
+}
+
+// ended reports whether the world is over.
+func (w *world) ended() bool {
+	select {
+	case <-w.over:
+		return true
+	default:
+		return false
+	}
 }
 
 // troubled reports whether faults still happen.
@@ -393,9 +425,10 @@ func (w *world) moved(b *block) {
 		if b.receipts[i].Status != types.ReceiptStatusSuccessful {
 			w.covered("transaction of a lane reverts")
 		}
-		if life := w.current; life != nil {
+		for _, life := range w.living() {
 			life.strike("mined", "", false)
 		}
+		w.batched(t)
 	}
 }
 
@@ -416,9 +449,9 @@ func (w *world) reorganize(d dice) {
 }
 
 // reload replaces the shift that serves.
-func (w *world) reload() {
+func (w *world) reload(d dice) {
 	w.mu.Lock()
-	life := w.current
+	life := w.seats[d.of("seat").below(len(w.seats))].current
 	if life == nil || life.serves == nil {
 		w.mu.Unlock()
 		return
@@ -461,7 +494,7 @@ func (w *world) meddle(p *purchase) {
 	})
 	if p.refills {
 		deed("refill", p.drains+8*time.Second, func(s *state, _ *block) outcome {
-			s.balances[p.auth.from] = 3 * price
+			s.balances[p.auth.from] = funds
 			return outcome{gas: gasTransfer}
 		})
 	}
@@ -504,9 +537,28 @@ func (w *world) steal(p *purchase) {
 	})
 }
 
+// batched takes note of a mined transaction that carries several payments.
+// The caller holds the lock.
+func (w *world) batched(t *transaction) {
+	if *t.tx.To() != multicall {
+		return
+	}
+	w.covered("batch")
+	for i, key := range w.purse.lanes {
+		if i > 0 && key.Address() == t.lane {
+			w.covered("batch on a second lane")
+		}
+	}
+}
+
+// hasCode reports whether an account is a contract's.
+func (w *world) hasCode(a common.Address) bool {
+	return w.profile.contract || w.profile.wallet && a == w.purse.payers[0].Address()
+}
+
 // codeAt returns the code of an account. The caller holds the lock.
 func (w *world) codeAt(a common.Address) []byte {
-	if w.profile.contract {
+	if w.hasCode(a) {
 		return append([]byte{0xef, 0x01, 0x00}, a[:]...)
 	}
 	return nil
@@ -557,9 +609,10 @@ func (w *world) resting() bool {
 
 // unrest says what is not finished. The caller holds the lock.
 func (w *world) unrest() string {
-	life := w.current
-	if life == nil || life.serves == nil {
-		return "no process serves"
+	for _, s := range w.seats {
+		if !s.gone && (s.current == nil || s.current.serves == nil) {
+			return "process " + s.name + " does not serve"
+		}
 	}
 	var open []string
 	for _, p := range w.purchases {
@@ -567,12 +620,12 @@ func (w *world) unrest() string {
 			open = append(open, fmt.Sprintf("%d clients with payment %s have no answer", p.open, p.name))
 		}
 	}
-	for k, e := range life.store.live {
-		if !strings.HasPrefix(string(k), "pay/") {
-			continue
-		}
-		if s := stateOf(e.Value); !s.Resting() {
-			open = append(open, fmt.Sprintf("payment %s is %s", w.byKey[k].name, s))
+	for _, b := range w.ledgers() {
+		entries := w.seen(b)
+		for _, p := range w.purchases {
+			if r, ok := entries.record(ledgerKey(p.key)); ok && !r.State.Resting() {
+				open = append(open, fmt.Sprintf("payment %s is %s", p.name, r.State))
+			}
 		}
 	}
 	if len(w.openNonces()) > 0 {
