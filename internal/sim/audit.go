@@ -116,12 +116,16 @@ func (w *world) audit() {
 	}
 	booked := uint64(0)
 	for _, p := range w.purchases {
+		if w.facilitator != nil {
+			w.auditRemote(p, final)
+		}
 		w.auditPurchase(p, final)
 		if r, ok := w.live(p); ok && isBooked(r.State) {
 			booked += price
 		}
 	}
-	if have := final.state.balances[w.purse.seller]; have != booked {
+	// A till that has no node does not see what strangers and reorgs do.
+	if have := final.state.balances[w.purse.seller]; have != booked && w.facilitator == nil {
 		w.violate("I7: the seller has %d, the ledger says %d", have, booked)
 	}
 	w.auditLanes()
@@ -136,6 +140,7 @@ func (w *world) auditPurchase(p *purchase, final *block) {
 	paid := used && u.paid
 	r, known := w.live(p)
 	switch {
+	case w.facilitator != nil: // see auditRemote
 	case paid && !(known && isBooked(r.State)):
 		w.violate("I3: payment %s has moved money, but the ledger says %q", p.name, r.State)
 	case !paid && known && isBooked(r.State):
@@ -163,9 +168,53 @@ func (w *world) auditPurchase(p *purchase, final *block) {
 	if p.served > 0 {
 		w.report.Served++
 	}
+	if w.facilitator != nil && !u.ours {
+		return // nobody here sees what a stranger submits too late
+	}
 	if p.served == 0 && paid && (u.ours || len(p.refusals) == 0) && !owed(&r, p.unsafe) {
 		w.violate("payment %s was charged, and its payer has nothing", p.name)
 	}
+}
+
+// auditRemote compares the books of a till and of its facilitator with the
+// chain. The caller holds the lock.
+func (w *world) auditRemote(p *purchase, final *block) {
+	u, used := final.state.used[p.auth]
+	paid := used && u.paid
+	ours, known := w.live(p)
+	theirs, _ := w.seen(w.facilitator.books).record(ledgerKey(p.key))
+	switch {
+	case paid && u.ours && !isBooked(theirs.State):
+		w.violate("I3: payment %s has moved money, but its facilitator's ledger says %q", p.name, theirs.State)
+	case !paid && isBooked(theirs.State):
+		w.violate("payment %s is %s for its facilitator, but no money has moved", p.name, theirs.State)
+	case paid && u.ours && !(known && isBooked(ours.State)):
+		w.violate("I3: payment %s has moved money, but the till's ledger says %q", p.name, ours.State)
+	case known && isBooked(ours.State) && !p.reached:
+		w.violate("payment %s is %s, but no money has ever moved", p.name, ours.State)
+	}
+}
+
+// rests reports whether nothing is left to happen to a payment in some books.
+// A till without a node does not watch what it has let go, nor what it was
+// told is settled, and never learns what became of a payment that its
+// facilitator does not settle any more. The caller holds the lock.
+func (w *world) rests(b *books, p *purchase, r *ledger.Record) bool {
+	if w.facilitator == nil || b == w.facilitator.books {
+		return r.State.Resting()
+	}
+	if r.State != ledger.Intent {
+		return !r.State.Working()
+	}
+	theirs, known := w.seen(w.facilitator.books).record(ledgerKey(p.key))
+	expired := unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+60
+	return expired && (!known || theirs.State.Resting()) && (!isBooked(theirs.State) || !p.byUs(w))
+}
+
+// byUs reports whether a lane moved the money. The caller holds the lock.
+func (p *purchase) byUs(w *world) bool {
+	u, used := w.chain.tip.state.used[p.auth]
+	return used && u.paid && u.ours
 }
 
 // owed reports whether the money is to go back, or has. What is undeliverable

@@ -22,6 +22,8 @@ func MustSee() []string {
 		"lane taken over", "lane taken over by another instance", "lane taken over from a living instance",
 		"lane changed by another instance meanwhile", "claim of another instance released",
 		"database away", "connection to the database lost in a commit", "commit of unknown outcome",
+		"facilitator cannot be reached", "request to the facilitator lost", "answer of the facilitator lost",
+		"request delivered twice", "facilitator dies while it is asked",
 		"batch", "batch on a second lane",
 		"payer cancels", "payer drained", "included by a stranger",
 	}

@@ -19,21 +19,22 @@ import (
 type Flaw string
 
 const (
-	Sound           Flaw = ""
-	VolatileCommit  Flaw = "a commit returns before it is on disk"
-	DoubtIsFailure  Flaw = "an error of a broadcast is taken for a failure"
-	TimeoutIsUnpaid Flaw = "a timeout is taken for unpaid"
-	TimeoutIsPaid   Flaw = "a timeout is taken for paid"
-	SpentIsPaid     Flaw = "a used nonce is taken for a payment"
-	LatestIsFinal   Flaw = "the latest block is taken for final"
-	TakesOverAtOnce Flaw = "an instance takes over without waiting for a heartbeat"
-	IgnoresLeases   Flaw = "an instance takes over what is leased to another"
-	IgnoresEpochs   Flaw = "an instance writes lanes without looking at their epoch"
+	Sound            Flaw = ""
+	VolatileCommit   Flaw = "a commit returns before it is on disk"
+	DoubtIsFailure   Flaw = "an error of a broadcast is taken for a failure"
+	TimeoutIsUnpaid  Flaw = "a timeout is taken for unpaid"
+	TimeoutIsPaid    Flaw = "a timeout is taken for paid"
+	SpentIsPaid      Flaw = "a used nonce is taken for a payment"
+	LatestIsFinal    Flaw = "the latest block is taken for final"
+	TakesOverAtOnce  Flaw = "an instance takes over without waiting for a heartbeat"
+	IgnoresLeases    Flaw = "an instance takes over what is leased to another"
+	SilenceIsRefusal Flaw = "no answer of a remote facilitator is taken for a refusal"
+	IgnoresEpochs    Flaw = "an instance writes lanes without looking at their epoch"
 )
 
 // Flaws lists them all.
 func Flaws() []Flaw {
-	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal, TakesOverAtOnce, IgnoresLeases, IgnoresEpochs}
+	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal, TakesOverAtOnce, IgnoresLeases, IgnoresEpochs, SilenceIsRefusal}
 }
 
 // flawed returns f, or f with the world's flaw.

@@ -40,7 +40,9 @@ type process struct {
 // A shift is what a reload replaces: the till, the engine and its node client
 // over the same ledger.
 type shift struct {
-	engine  *settle.Engine
+	engine  *settle.Engine       // nil where somebody else settles
+	journal *facilitator.Journal // that has somebody else settle, or nil
+	handler *facilitator.Handler // what others ask
 	till    *till.Till
 	node    *node
 	users   int           // guarded by the world's lock
@@ -258,7 +260,7 @@ func (p *process) reload() {
 	w.spawn(func() {
 		select {
 		case <-old.idle:
-			old.engine.Stop()
+			old.stop()
 		case <-w.over:
 		}
 	})
@@ -269,9 +271,15 @@ func (p *process) newShift() (*shift, error) {
 		return nil, err
 	}
 	w := p.w
-	s := &shift{node: newNode(p, len(p.shifts)), idle: make(chan struct{})}
+	s := &shift{idle: make(chan struct{})}
+	if p.seat.asks == nil {
+		s.node = newNode(p, len(p.shifts))
+	}
 	p.shifts = append(p.shifts, s)
 	w.mu.Unlock()
+	if p.seat.asks != nil {
+		return s, p.askRemote(s)
+	}
 
 	network := payment.EVM(chainID)
 	var nodes settle.Chain = s.node
@@ -301,8 +309,20 @@ func (p *process) newShift() (*shift, error) {
 	patience, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	_, _ = s.node.WaitHead(as(patience, "start"), noHash) // without a head it answers 503
-	s.till = &till.Till{Facilitator: flawed(w, s.node, embedded), Ledger: p.ledger, Now: time.Now, Logger: w.logger(p.name)}
+	settles := flawed(w, s.node, embedded)
+	s.till = &till.Till{Facilitator: settles, Ledger: p.ledger, Now: time.Now, Logger: w.logger(p.name), Proves: true}
+	s.handler = &facilitator.Handler{Facilitator: settles, Logger: w.logger(p.name)}
 	return s, nil
+}
+
+// stop ends what a shift does in the background.
+func (s *shift) stop() {
+	if s.engine != nil {
+		s.engine.Stop()
+	}
+	if s.journal != nil {
+		s.journal.Stop()
+	}
 }
 
 // signers returns the lanes.

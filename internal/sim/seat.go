@@ -17,7 +17,8 @@ type seat struct {
 	books   *books
 	current *process // nil while none lives
 	lives   int
-	gone    bool // nobody starts another process
+	gone    bool  // nobody starts another process
+	asks    *seat // whose facilitator settles for it; nil if it settles itself
 }
 
 // Books are what processes write down: one after the other on a disk of their
@@ -41,14 +42,22 @@ type storage interface {
 
 // sit makes the seats of the world.
 func (w *world) sit() {
-	if w.profile.instances == 1 {
-		w.seats = []*seat{{w: w, name: "p", books: &books{entries: image{}}}}
+	w.seats, w.shops, w.facilitator = nil, nil, nil
+	switch {
+	case w.profile.remote:
+		w.facilitator = &seat{w: w, name: "f", books: &books{entries: image{}}}
+		w.shops = []*seat{{w: w, name: "t", books: &books{entries: image{}}, asks: w.facilitator}}
+		w.seats = []*seat{w.shops[0], w.facilitator}
 		return
+	case w.profile.instances == 1:
+		w.seats = []*seat{{w: w, name: "p", books: &books{entries: image{}}}}
+	default:
+		database := &books{entries: image{}, shared: true}
+		for i := range w.profile.instances {
+			w.seats = append(w.seats, &seat{w: w, name: "abc"[i : i+1], books: database})
+		}
 	}
-	database := &books{entries: image{}, shared: true}
-	for i := range w.profile.instances {
-		w.seats = append(w.seats, &seat{w: w, name: "abc"[i : i+1], books: database})
-	}
+	w.shops = w.seats
 }
 
 // ledgers returns the books of the world, each once.
@@ -133,6 +142,7 @@ func (s *seat) boot() {
 	p.ledger = p.openLedger()
 	s.current = p
 	w.lives[name] = p
+	w.processes = append(w.processes, p)
 	w.note("boot", name, "", p.plan.name)
 	if at, ok := w.timeOfDeath(p.dice); ok && s.lives <= w.profile.crashes {
 		w.spawn(func() {

@@ -40,6 +40,8 @@ type profile struct {
 
 	instances, lanes int
 	rush             bool          // all payments come within a moment
+	remote           bool          // somebody else settles
+	twice            int           // a request to that one is delivered twice
 	database         time.Duration // the longest that an exchange with the database takes
 	inFlight         int           // how many transactions of a lane may wait for a block; 0 means what is usual
 
@@ -67,6 +69,9 @@ func drawProfile(d dice) profile {
 		p.mode = till.First
 	}
 	p.instances, p.lanes = pick("instances", 1, 1, 1, 2), 1
+	if p.instances == 1 && d.of("remote").oneIn(4) {
+		p.remote, p.twice = true, pick("twice", 0, 0, 6)
+	}
 	if p.instances > 1 {
 		if d.of("three").oneIn(6) {
 			p.instances = 3
@@ -83,6 +88,9 @@ func drawProfile(d dice) profile {
 		payment.Included, payment.Included, payment.Included, payment.Confirmed(2), payment.Confirmed(4),
 		payment.Safe, payment.Finalized, payment.Submitted,
 	}[d.of("until").below(8)]
+	if p.remote {
+		p.until = payment.Included // a facilitator is not told how sure the seller wants to be
+	}
 	if p.mild {
 		p.peace = 0
 		return p
@@ -123,17 +131,20 @@ type world struct {
 	over    chan struct{} // closed when the world ends
 	group   sync.WaitGroup
 
-	mu        sync.Mutex
-	report    *Report // guarded by mu, as is all that follows
-	chain     *chainModel
-	purchases []*purchase
-	byKey     map[ledger.Key]*purchase
-	seats     []*seat
-	lives     map[string]*process
-	nodes     []*node
-	signed    map[laneNonce]bool
-	sent      map[common.Hash]bool
-	arrivals  chan struct{}
+	mu          sync.Mutex
+	report      *Report // guarded by mu, as is all that follows
+	chain       *chainModel
+	purchases   []*purchase
+	byKey       map[ledger.Key]*purchase
+	seats       []*seat
+	shops       []*seat    // where clients go
+	facilitator *seat      // that the shops ask; nil where they settle themselves
+	processes   []*process // all that ever were
+	lives       map[string]*process
+	nodes       []*node
+	signed      map[laneNonce]bool
+	sent        map[common.Hash]bool
+	arrivals    chan struct{}
 }
 
 // spawn starts a goroutine that the world waits for in its end.
@@ -288,18 +299,12 @@ func (w *world) end() {
 	w.report.Lasted = time.Since(w.start)
 	close(w.over)
 	var shifts []*shift
-	seen := map[*process]bool{}
-	for _, n := range w.nodes {
-		if !seen[n.p] {
-			seen[n.p] = true
-			shifts = append(shifts, n.p.shifts...)
-		}
+	for _, p := range w.processes {
+		shifts = append(shifts, p.shifts...)
 	}
 	w.mu.Unlock()
 	for _, s := range shifts {
-		if s.engine != nil {
-			s.engine.Stop()
-		}
+		s.stop()
 	}
 	w.group.Wait()
 }
@@ -623,7 +628,7 @@ func (w *world) unrest() string {
 	for _, b := range w.ledgers() {
 		entries := w.seen(b)
 		for _, p := range w.purchases {
-			if r, ok := entries.record(ledgerKey(p.key)); ok && !r.State.Resting() {
+			if r, ok := entries.record(ledgerKey(p.key)); ok && !w.rests(b, p, &r) {
 				open = append(open, fmt.Sprintf("payment %s is %s", p.name, r.State))
 			}
 		}
