@@ -87,14 +87,20 @@ func (w *world) transitions(by *process, before image, writes []ledger.Write) {
 			continue
 		}
 		w.covered(transition(old, next))
-		switch r, _ := before.record(write.Key); {
+		switch {
 		case next == ledger.Reserved || next == ledger.Executing:
 			p.claimer = by
-		case next == ledger.Released && r.Owner != by.name && by.seat.books.shared && time.Now().Before(r.Lease):
-			w.covered("claim of another instance released")
-			w.takenForDead(by, r.Owner)
+		case next == ledger.Released && by.seat.books.shared:
+			if r, _ := before.record(write.Key); r.Owner != by.name && time.Now().Before(r.Lease) {
+				w.covered("claim of another instance released")
+				w.takenForDead(by, r.Owner)
+			}
 		}
-		if r, _ := before.record(write.Key); !old.Can(next) && !(r.State.Working() && ledger.Released.Can(next) && time.Now().After(r.Lease)) {
+		if old.Can(next) {
+			continue
+		}
+		// A claim that has lapsed is as good as released.
+		if r, _ := before.record(write.Key); !(r.State.Working() && ledger.Released.Can(next) && time.Now().After(r.Lease)) {
 			w.violate("payment %s went from %q to %q", p.name, old, next)
 		}
 	}
@@ -199,15 +205,15 @@ func (w *world) auditRemote(p *purchase, final *block) {
 // A till without a node does not watch what it has let go, nor what it was
 // told is settled, and never learns what became of a payment that its
 // facilitator does not settle any more. The caller holds the lock.
-func (w *world) rests(b *books, p *purchase, r *ledger.Record) bool {
+func (w *world) rests(b *books, p *purchase, now ledger.State) bool {
 	if w.facilitator == nil || b == w.facilitator.books {
-		return r.State.Resting()
+		return now.Resting()
 	}
-	if r.State != ledger.Intent {
-		return !r.State.Working()
+	if now != ledger.Intent {
+		return !now.Working()
 	}
 	theirs, known := w.seen(w.facilitator.books).record(ledgerKey(p.key))
-	expired := unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+60
+	expired := unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+hope
 	return expired && (!known || theirs.State.Resting()) && (!isBooked(theirs.State) || !p.byUs(w))
 }
 

@@ -60,9 +60,9 @@ func (p *purchase) honest() bool { return !p.vanish }
 // goods is what a path gives, in parts.
 func goods(path string) []string { return []string{"goods ", "of ", path} }
 
-// hope is how long a client asks for goods after the faults are over, where
-// nobody may know what became of the payment.
-const hope = 150 * time.Second
+// hope is for how many seconds after a payment has expired its client asks for
+// the goods where nobody may know what became of it.
+const hope = 20
 
 // buy sends a payment until there is a final answer.
 func (w *world) buy(p *purchase, who, path string) {
@@ -90,11 +90,11 @@ func (w *world) buy(p *purchase, who, path string) {
 		case http.StatusPaymentRequired, http.StatusConflict, http.StatusGone:
 			done = true
 		}
-		if w.facilitator != nil && time.Since(w.start) > w.profile.peace+hope {
+		if w.facilitator != nil && !w.troubled() && unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+hope {
 			done = true // a facilitator elsewhere need not ever say what became of a payment that has expired
 		}
 		w.mu.Unlock()
-		if done || !w.rest(d.nth(try).of("pause").between(time.Second, 3*time.Second)) {
+		if done || !w.rest(d.nth(try).of("pause").between(time.Second, 3*time.Second)*time.Duration(1+try/4)) {
 			break
 		}
 	}

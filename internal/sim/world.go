@@ -69,7 +69,7 @@ func drawProfile(d dice) profile {
 		p.mode = till.First
 	}
 	p.instances, p.lanes = pick("instances", 1, 1, 1, 2), 1
-	if p.instances == 1 && d.of("remote").oneIn(4) {
+	if p.instances == 1 && d.of("remote").oneIn(5) {
 		p.remote, p.twice = true, pick("twice", 0, 0, 6)
 	}
 	if p.instances > 1 {
@@ -80,7 +80,7 @@ func drawProfile(d dice) profile {
 		p.payments, p.upstream = pick("shared payments", 1, 2, 3), span("shared upstream", 30*time.Millisecond, 800*time.Millisecond, 3*time.Second)
 	}
 	p.database = span("database", 2*time.Millisecond, 15*time.Millisecond, 80*time.Millisecond)
-	if d.of("lanes").oneIn(5) {
+	if d.of("lanes").oneIn(7) {
 		p.lanes, p.payments = pick("how many lanes", 2, 3, 3), pick("many", 3, 4, 6)
 		p.inFlight, p.wallet, p.rush = pick("flying", 0, 1, 1, 2), d.of("wallet").oneIn(3), d.of("lanes rush").oneIn(2)
 	}
@@ -628,8 +628,9 @@ func (w *world) unrest() string {
 	for _, b := range w.ledgers() {
 		entries := w.seen(b)
 		for _, p := range w.purchases {
-			if r, ok := entries.record(ledgerKey(p.key)); ok && !w.rests(b, p, &r) {
-				open = append(open, fmt.Sprintf("payment %s is %s", p.name, r.State))
+			e, ok := entries[ledgerKey(p.key)]
+			if now := stateOf(e.Value); ok && !w.rests(b, p, now) {
+				open = append(open, fmt.Sprintf("payment %s is %s", p.name, now))
 			}
 		}
 	}
