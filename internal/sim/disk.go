@@ -84,7 +84,6 @@ type disk struct {
 	lazy    [][]ledger.Write // handed to Later, not in live yet
 	flights []*flight        // commits under way, in the order of their beginning
 	failed  error
-	laters  int
 }
 
 type flight struct{ writes []ledger.Write }
@@ -190,12 +189,13 @@ func (s *disk) Later(writes ...ledger.Write) {
 		return
 	}
 	s.lazy = append(s.lazy, cloneWrites(writes))
-	s.laters++
+	what := "later " + subject(writes)
+	s.p.counts[what]++
 	w.note("later", s.p.name, subject(writes), string(stateIn(writes)))
 	if s.p.strike("wrote", string(stateIn(writes)), false) {
 		return
 	}
-	delay := s.p.dice.of("later").nth(s.laters).between(time.Millisecond, 60*time.Millisecond)
+	delay := s.p.dice.of(what).nth(s.p.counts[what]).between(time.Millisecond, 60*time.Millisecond)
 	time.AfterFunc(delay, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -206,10 +206,12 @@ func (n *node) Finalized(ctx context.Context) (chain.Head, error) {
 	return n.header(ctx, "finalized", func(view *block) *block { return view.back(n.p.w.chain.finalLag) })
 }
 
-// Receipt implements settle.Chain.
+// Receipt implements settle.Chain. Requests whose payments are in one
+// transaction ask in turns and wake at one instant, in no particular order; so
+// it must not matter which of them asks.
 func (n *node) Receipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
 	var r *types.Receipt
-	err := n.read(ctx, "eth_getTransactionReceipt", short(hash), func(view *block) error {
+	err := n.read(as(ctx, "receipts"), "eth_getTransactionReceipt", short(hash), func(view *block) error {
 		r = n.p.w.chain.receipt(view, hash)
 		return nil
 	})

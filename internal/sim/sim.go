@@ -14,8 +14,10 @@
 package sim
 
 import (
+	"fmt"
 	"hash/fnv"
 	"io"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -47,11 +49,16 @@ type Report struct {
 // Digest names the history. Two runs of one seed have the same.
 func (r *Report) Digest() string {
 	h := fnv.New64a()
+	lines := make([]string, 0, len(r.Log))
 	for _, e := range r.Log {
 		if e.Kind == "log" {
 			continue // as the program likes
 		}
-		_, _ = io.WriteString(h, strconv.FormatInt(int64(e.At), 36)+"|"+e.Kind+"|"+e.Actor+"|"+e.ID+"|"+e.Detail+"\n")
+		lines = append(lines, fmt.Sprintf("%016x|%s|%s|%s|%s\n", int64(e.At), e.Kind, e.Actor, e.ID, e.Detail))
+	}
+	slices.Sort(lines) // what happens at one instant happens in no order
+	for _, line := range lines {
+		_, _ = io.WriteString(h, line)
 	}
 	return strconv.FormatUint(h.Sum64(), 16)
 }
