@@ -26,8 +26,8 @@ func (p *process) askRemote(s *shift) error {
 		return err
 	}
 	var asked payment.Facilitator = client
-	if w.flaw == SilenceIsRefusal {
-		asked = &impatient{client}
+	if w.flaw == SilenceIsRefusal || w.flaw == TimeoutIsPaid {
+		asked = &impatient{client, w.flaw == TimeoutIsPaid}
 	}
 	j := &facilitator.Journal{Facilitator: asked, Ledger: p.ledger, Alone: true, Jitter: p.jitter, Logger: w.logger(p.name), Now: time.Now}
 	if err := p.enterThen(func() { s.journal = j }); err != nil {
@@ -165,14 +165,22 @@ func (s *shift) leave() {
 	}
 }
 
-// An impatient client takes it for a refusal when its facilitator does not
-// answer.
-type impatient struct{ payment.Facilitator }
+// An impatient client takes it for a refusal, or for a settlement, when its
+// facilitator does not answer.
+type impatient struct {
+	payment.Facilitator
+	trusts bool
+}
 
 // Settle implements payment.Facilitator.
 func (i *impatient) Settle(ctx context.Context, p *payment.Payment, o *payment.Offer, charge payment.Amount) (*payment.Settlement, error) {
 	s, err := i.Facilitator.Settle(ctx, p, o, charge)
-	if unsure, ok := errors.AsType[*payment.UnavailableError](err); ok && unsure.Pending {
+	unsure, ok := errors.AsType[*payment.UnavailableError](err)
+	switch {
+	case !ok || !unsure.Pending:
+	case i.trusts:
+		return &payment.Settlement{Network: o.Network(), Transaction: unsure.Transaction, Payer: unsure.Payer, Amount: charge}, nil
+	default:
 		err = &payment.InvalidError{Reason: payment.UnexpectedSettle, Message: "no answer", Payer: unsure.Payer}
 	}
 	return s, err
