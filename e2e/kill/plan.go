@@ -63,7 +63,7 @@ var tellers = []failpoint.Point{
 const slowRounds = 6
 
 // On a shared ledger what a process had claimed is released when others have
-// seen for six seconds that it is dead.
+// seen for five seconds that it is dead.
 const (
 	// eldestEvery says that of several instances the one that has lived longest,
 	// and takes over from the others, dies in one of so many cycles.

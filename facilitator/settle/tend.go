@@ -27,6 +27,10 @@ const (
 	// engine has taken.
 	scanEvery = 2 * time.Second
 
+	// beatPause is the longest time between two calls of Beat, which decides
+	// itself whether it is time to say something.
+	beatPause = time.Second
+
 	// tendPause is the least time between two looks at the lanes, for chains
 	// that make blocks faster than anybody needs to look.
 	tendPause = 20 * time.Millisecond
@@ -56,7 +60,7 @@ func (e *Engine) beat(ctx context.Context) {
 			e.Logger.Error("telling other processes that this one is alive failed", "error", err)
 		}
 		pause(ctx, nil, tendPause)
-		pause(ctx, another, scanEvery)
+		pause(ctx, another, beatPause)
 	}
 }
 

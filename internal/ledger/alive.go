@@ -10,15 +10,16 @@ import (
 
 const (
 	// beatEvery is how often a process says that it is alive.
-	beatEvery = 2 * time.Second
+	beatEvery = time.Second
 
 	// deadAfter is how long a process must not have said so for the others to
 	// take it for dead.
-	deadAfter = 6 * time.Second
+	deadAfter = 5 * time.Second
 
 	// blindAfter is how long a process must not have been able to look for its
-	// last look to prove nothing.
-	blindAfter = 2 * beatEvery
+	// last look to prove nothing: what is left of deadAfter is the time that the
+	// others have to say something once the store is there again.
+	blindAfter = 3 * time.Second
 
 	// forgetAfter is how long the last word of a dead process is kept.
 	forgetAfter = 10 * time.Minute
