@@ -411,7 +411,7 @@ func (e *Engine) usable(ctx context.Context, l *lane) error {
 	defer e.mu.Unlock()
 	switch {
 	case errors.As(err, &shared):
-		l.refused = err
+		l.refused, l.refusedAt = err, e.Now()
 		e.Logger.Error("lane refused", "lane", l.address.Hex(), "error", err)
 	case err == nil:
 		l.ready = true

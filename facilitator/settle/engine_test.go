@@ -624,6 +624,51 @@ func TestLaneWhoseKeyIsUsedElsewhereIsRefused(t *testing.T) {
 	}
 }
 
+// A boastful node says once that an account has sent more than it has.
+type boastful struct {
+	*probe
+	said atomic.Bool
+}
+
+func (n *boastful) NonceAt(ctx context.Context, account common.Address) (uint64, error) {
+	nonce, err := n.probe.NonceAt(ctx, account)
+	if !n.said.Swap(true) {
+		nonce += 5
+	}
+	return nonce, err
+}
+
+// A lane was refused until the next restart.
+func TestALaneThatWasRefusedForOneWrongAnswerIsTakenBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if _, err := w.settle(w.authorize(), payment.Included); err != nil {
+		t.Fatal(err)
+	}
+	w.engine.Stop()
+	w.engine = w.start(&boastful{probe: &probe{Client: w.node.Client}})
+	var shared *settle.SharedKeyError
+	transfer := w.authorize()
+	ctx, cancel := within(t, 40*time.Second)
+	defer cancel()
+	if _, err := w.engine.Settle(ctx, w.claimOrGet(transfer)); !errors.As(err, &shared) {
+		t.Fatalf("got %v", err)
+	}
+	w.clock.Advance(2 * time.Minute)
+	w.mine(1)
+	for {
+		_, err := w.engine.Settle(ctx, w.claimOrGet(transfer))
+		if err == nil {
+			break
+		}
+		if !errors.As(err, &shared) {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	w.wantEarned(2000)
+}
+
 // claimOrGet is claim for a payment that may be claimed already.
 func (w *world) claimOrGet(transfer *evm.Transfer) settle.Job {
 	w.t.Helper()

@@ -31,9 +31,10 @@ type lane struct {
 
 	room signal // fired when another transaction may be sent
 
-	alternate bool  // guarded by Engine.mu: the last payer had code, so it is the others' turn
-	refused   error // guarded by Engine.mu: why the lane must not be used
-	ready     bool  // guarded by Engine.mu: the lane has been checked
+	alternate bool      // guarded by Engine.mu: the last payer had code, so it is the others' turn
+	refused   error     // guarded by Engine.mu: why the lane must not be used
+	refusedAt time.Time // guarded by Engine.mu: when that was last found so
+	ready     bool      // guarded by Engine.mu: the lane has been checked
 
 	mu      sync.Mutex
 	open    map[uint64]*slot // guarded by mu: by nonce
@@ -224,7 +225,8 @@ func (e *Engine) checkLane(ctx context.Context, l *lane) error {
 			return err
 		}
 	}
-	// A lane is refused for good, so one node's word is not enough for that.
+	// A lane that is refused stands still, so one node's word is not enough for
+	// that where there is a quorum.
 	if nonce > state.Next && e.Quorum.Nodes > 1 {
 		if nonce, err = e.nonceNow(ctx, l.address); err != nil {
 			return fmt.Errorf("reading the nonce of lane %s: %w", l.address, err)
@@ -232,6 +234,36 @@ func (e *Engine) checkLane(ctx context.Context, l *lane) error {
 	}
 	if nonce > state.Next {
 		return &SharedKeyError{Lane: l.address, Chain: nonce, Ledger: state.Next}
+	}
+	return nil
+}
+
+// recheckAfter is how long a lane stays refused before the chain is asked again.
+const recheckAfter = time.Minute
+
+// recheck asks again about a lane that is refused: one wrong answer of a node is
+// enough for that. A key that really is in use elsewhere stays refused, because
+// the chain never forgets a transaction.
+func (e *Engine) recheck(ctx context.Context, l *lane) error {
+	e.mu.Lock()
+	due := l.refused != nil && e.Now().Sub(l.refusedAt) >= recheckAfter
+	e.mu.Unlock()
+	if !due {
+		return nil
+	}
+	err := e.checkLane(ctx, l)
+	_, shared := errors.AsType[*SharedKeyError](err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case shared:
+		l.refused, l.refusedAt = err, e.Now()
+	case err != nil:
+		return err
+	default:
+		l.refused = nil
+		e.Logger.Info("lane taken back: the chain knows of no transaction that the ledger does not", "lane", l.address.Hex())
+		e.arrivals.fire()
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func (e *Engine) tend(ctx context.Context) {
 			}
 		}
 		for _, l := range e.allLanes() {
-			if err := e.pass(ctx, l); err != nil && ctx.Err() == nil {
+			if err := errors.Join(e.recheck(ctx, l), e.pass(ctx, l)); err != nil && ctx.Err() == nil {
 				e.Logger.Warn("lane not tended", "lane", l.address.Hex(), "error", err)
 			}
 		}
