@@ -93,8 +93,15 @@ func TestTwoNodesSettleALargePayment(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	if _, err := client.WaitHead(t.Context(), common.Hash{}); err != nil {
-		t.Fatal(err)
+	// A node that has not been heard of yet is none of two.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		_, err := client.Reached(t.Context(), 2, chain.Latest, func(chain.Head) bool { return true })
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 	w.engine = w.start(&probe{Client: client}, ofTwo(1000))
 	if _, err := w.settle(w.authorize(), payment.Included); err != nil {

@@ -3,7 +3,9 @@ package till_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -360,5 +362,54 @@ func TestDeliveryOfAnotherProcessIsLeftToIt(t *testing.T) {
 		}
 		s.wantPaid(s.ask("GET", "/", "", p), p, 200, "goods")
 		s.want(1, 2)
+	}
+}
+
+// A process that the others may have taken for dead does not go on with what
+// they may hand over instead.
+func TestADeliveryEndsWhenOthersMayTakeItOver(t *testing.T) {
+	t.Parallel()
+	s := open(t, fakeBank(t), till.First)
+	shared := ledger.NewShared(s.store, "this", func() time.Time { return time.Now().Add(time.Duration(s.clock.Load()) * time.Second) })
+	s.till.Ledger = shared
+	if err := shared.Beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, rest := range map[string]func(w http.ResponseWriter, r *http.Request) error{
+		"written": func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.WriteString(w, "rest")
+			return err
+		},
+		"copied": func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.Copy(w, strings.NewReader("rest"))
+			return err
+		},
+		"flushed":            func(w http.ResponseWriter, _ *http.Request) error { return http.NewResponseController(w).Flush() },
+		"ignored the error":  func(w http.ResponseWriter, _ *http.Request) error { _, _ = io.WriteString(w, "rest"); return nil },
+		"only looked at ctx": func(_ http.ResponseWriter, r *http.Request) error { <-r.Context().Done(); return nil },
+	} {
+		p := s.authorize(payment.V2)
+		s.sells(func(w http.ResponseWriter, r *http.Request, _ *till.Sale) error {
+			_, _ = io.WriteString(w, "first part, ")
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				t.Error(err)
+			}
+			s.clock.Add(10) // in which nothing could be said
+			return rest(w, r)
+		})
+		if a, err := s.try(t.Context(), "GET", "/", "", p); err == nil {
+			t.Errorf("%s: the client took %q for the whole answer", name, a.body)
+		}
+		if r, err := s.record(p); err != nil || r.Delivery == ledger.Delivered || !r.Owed() {
+			t.Errorf("%s: it is %q, %v", name, r.Delivery, err)
+		}
+		if err := shared.Beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+			fmt.Fprint(w, "goods")
+			return nil
+		})
+		s.wantPaid(s.ask("GET", "/", "", p), p, 200, "goods")
 	}
 }

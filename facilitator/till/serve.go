@@ -339,16 +339,26 @@ func (v *visit) stream(paid ledger.Record) error {
 	if err != nil {
 		return v.settleProblem(&payment.UnavailableError{Doing: "noting the delivery", Err: err, Pending: true, Transaction: paid.Transaction()})
 	}
-	defer v.keepLease(&r)()
+	ctx, cancel := context.WithCancelCause(v.r.Context())
+	defer cancel(nil)
+	defer v.keepLease(&r, cancel)()
 	w := &receiptWriter{ResponseWriter: v.w, stamp: v.stamp}
+	if v.Ledger.Shared() {
+		w.lost = v.Ledger.Unheard
+	}
 	returned := false
 	defer func() {
 		if !returned { // it panicked, as reverse proxies do to abort
 			v.undelivered(&r, w.status)
 		}
 	}()
-	err = v.next(w, v.forUpstream(v.r.Context()), v.sale)
+	err = v.next(w, v.forUpstream(ctx), v.sale)
 	returned = true
+	if w.cut || errors.Is(context.Cause(ctx), errLost) {
+		v.log().Error("a delivery was cut off: this process could not say for a while that it is alive, and another may have taken the delivery over", "payment", r.Key.String())
+		v.undelivered(&r, w.status)
+		panic(http.ErrAbortHandler) // nobody must take the part for the whole
+	}
 	w.end()
 	// What has not left when the process dies was not delivered.
 	left := err == nil && w.finish() == nil
@@ -364,18 +374,32 @@ func (v *visit) stream(paid ledger.Record) error {
 }
 
 // keepLease renews the lease of a delivery, which can take longer than any
-// lease, until the function that it returns is called.
-func (v *visit) keepLease(r *ledger.Record) (stop func()) {
+// lease, until the function that it returns is called. It ends the delivery
+// with errLost when it is not ours any more: what goes on without writing, or
+// beside the writer, such as a tunnel, learns it so.
+func (v *visit) keepLease(r *ledger.Record, end context.CancelCauseFunc) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(v.r.Context()))
 	done := make(chan struct{})
 	go func() { // ends with ctx; stop waits for it
 		defer close(done)
 		tick := time.NewTicker(v.route.lease() / 3)
 		defer tick.Stop()
+		var look <-chan time.Time
+		if v.Ledger.Shared() {
+			each := time.NewTicker(time.Second)
+			defer each.Stop()
+			look = each.C
+		}
 		for {
 			select {
 			case <-ctx.Done():
 				return
+			case <-look:
+				if v.Ledger.Unheard() {
+					end(errLost)
+					return
+				}
+				continue
 			case <-tick.C:
 			}
 			_, err := v.Ledger.Update(ctx, r.Key, func(now *ledger.Record) error {

@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// errLost says that a delivery is not ours any more.
+var errLost = errors.New("till: other processes may have taken this one for dead, and the delivery over")
+
 // A receiptWriter passes an answer on as it comes, with the receipt stamped
 // on its headers. It holds nothing back: a byte that is written or flushed is
 // written or flushed by the writer below, in the same call.
@@ -14,6 +17,11 @@ type receiptWriter struct {
 	http.ResponseWriter
 	stamp  func(http.Header)
 	status int // 0 until it is written
+
+	// lost, if it is set, reports that the delivery is not ours any more. From
+	// then on nothing is passed on, and the answer is cut off.
+	lost func() bool
+	cut  bool
 }
 
 func (w *receiptWriter) WriteHeader(status int) {
@@ -32,13 +40,30 @@ func (w *receiptWriter) WriteHeader(status int) {
 }
 
 func (w *receiptWriter) Write(b []byte) (int, error) {
+	if w.ours() != nil {
+		return 0, errLost
+	}
 	w.begin()
 	return w.ResponseWriter.Write(b)
+}
+
+// ours returns errLost once the delivery is not ours any more.
+func (w *receiptWriter) ours() error {
+	if w.lost != nil && w.lost() {
+		w.cut = true
+	}
+	if w.cut {
+		return errLost
+	}
+	return nil
 }
 
 // ReadFrom implements io.ReaderFrom, for writers below that have a short way
 // from a file to the client.
 func (w *receiptWriter) ReadFrom(r io.Reader) (int64, error) {
+	if w.lost != nil {
+		return io.Copy(struct{ io.Writer }{w}, r) // each part is looked at
+	}
 	w.begin()
 	return io.Copy(w.ResponseWriter, r)
 }
@@ -50,6 +75,9 @@ func (w *receiptWriter) Flush() {
 
 // FlushError is Flush for http.ResponseController.
 func (w *receiptWriter) FlushError() error {
+	if err := w.ours(); err != nil {
+		return err
+	}
 	w.begin()
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }

@@ -21,6 +21,10 @@ const (
 	// others have to say something once the store is there again.
 	blindAfter = 3 * time.Second
 
+	// unheardAfter is how long a process must not have been able to say that it
+	// is alive for it to let go of what others would take over.
+	unheardAfter = deadAfter - beatEvery
+
 	// forgetAfter is how long the last word of a dead process is kept.
 	forgetAfter = 10 * time.Minute
 )
@@ -193,6 +197,18 @@ func (l *Ledger) Leave(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Unheard reports whether other processes may take this one for dead, now or
+// very soon: it has left, or could not say for a while that it is alive. They
+// may then hand over what it is handing over, so it must not go on with that.
+func (l *Ledger) Unheard() bool {
+	l.pulse.Lock()
+	defer l.pulse.Unlock()
+	return l.shared && (l.left || !l.beaten.IsZero() && l.now().Sub(l.beaten) >= unheardAfter)
+}
+
+// Shared reports whether other processes write to the store.
+func (l *Ledger) Shared() bool { return l.shared }
 
 // Alive reports whether a process is this one, or was seen alive lately.
 func (l *Ledger) Alive(owner string) bool {

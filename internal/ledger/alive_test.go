@@ -462,3 +462,44 @@ func TestAProcessThatNobodyHasLookedForYetIsNotGone(t *testing.T) {
 		}
 	})
 }
+
+// What others may take over this process must let go of before they do.
+func TestAProcessThatCouldNotSayThatItIsAliveKnowsBeforeTheOthersDo(t *testing.T) {
+	store := ledger.NewMemory()
+	mine, theirs := &clock{}, &clock{}
+	l, other := ledger.NewShared(store, "one", mine.Now), ledger.NewShared(store, "another", theirs.Now)
+	if l.Unheard() {
+		t.Error("a process that nobody has heard of has nothing that others would take over")
+	}
+	for range 2 { // the other one needs a look that is not its first
+		for _, p := range []*ledger.Ledger{l, other} {
+			if err := p.Beat(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mine.Advance(time.Second)
+		theirs.Advance(time.Second)
+	}
+	for second := range 10 {
+		if err := other.Beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !l.Unheard() && other.Gone("one") {
+			t.Fatalf("after %d s the others take it for dead, and it does not know", second)
+		}
+		mine.Advance(time.Second)
+		theirs.Advance(time.Second)
+	}
+	if !l.Unheard() || !other.Gone("one") {
+		t.Errorf("unheard: %v, gone: %v", l.Unheard(), other.Gone("one"))
+	}
+	if err := l.Beat(t.Context()); err != nil || l.Unheard() {
+		t.Errorf("it has said that it is alive, %v, and is unheard: %v", err, l.Unheard())
+	}
+	if err := l.Leave(t.Context()); err != nil || !l.Unheard() {
+		t.Errorf("it has left, %v, and is unheard: %v", err, l.Unheard())
+	}
+	if alone := ledger.New(store, "alone", mine.Now); alone.Unheard() {
+		t.Error("nobody else writes to a store that is not shared")
+	}
+}
