@@ -354,14 +354,14 @@ func (v *visit) stream(paid ledger.Record) error {
 	}()
 	err = v.next(w, v.forUpstream(ctx), v.sale)
 	returned = true
+	w.end()
+	// What has not left when the process dies was not delivered.
+	left := err == nil && w.finish() == nil
 	if w.cut || errors.Is(context.Cause(ctx), errLost) {
 		v.log().Error("a delivery was cut off: this process could not say for a while that it is alive, and another may have taken the delivery over", "payment", r.Key.String())
 		v.undelivered(&r, w.status)
 		panic(http.ErrAbortHandler) // nobody must take the part for the whole
 	}
-	w.end()
-	// What has not left when the process dies was not delivered.
-	left := err == nil && w.finish() == nil
 	if !left || w.status >= 500 || v.r.Context().Err() != nil {
 		v.undelivered(&r, w.status)
 		if err != nil && w.status == 0 {

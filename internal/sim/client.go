@@ -195,9 +195,12 @@ type wire struct {
 	err    error
 }
 
+// errCut says that the server has broken the connection.
+var errCut = errors.New("the connection was cut off")
+
 // serve runs the till.
 func (c *wire) serve(s *shift, r *http.Request) {
-	_, err := s.till.Serve(c, r, c.w.route, c.upstream)
+	err := c.handle(s, r)
 	if c.life.enter() != nil {
 		return
 	}
@@ -206,13 +209,29 @@ func (c *wire) serve(s *shift, r *http.Request) {
 	s.leave()
 }
 
+// handle is the till with a server around it, which breaks the connection where
+// a handler asks for that.
+func (c *wire) handle(s *shift, r *http.Request) (err error) {
+	defer func() {
+		switch gone := recover(); gone {
+		case nil:
+		case http.ErrAbortHandler:
+			err = errCut
+		default:
+			panic(gone)
+		}
+	}()
+	_, err = s.till.Serve(c, r, c.w.route, c.upstream)
+	return err
+}
+
 // received returns the status of a whole answer. A connection that breaks
 // after the last byte of the goods has delivered them.
 func (c *wire) received(life *process) int {
 	if c.status == http.StatusOK && c.body.String() == c.whole && c.sent.Get(payment.HeaderResponse) != "" {
 		return http.StatusOK
 	}
-	if !c.ended || life.dead || c.ctx.Err() != nil {
+	if !c.ended || life.dead || c.ctx.Err() != nil || errors.Is(c.err, errCut) {
 		return 0
 	}
 	if c.err != nil && c.status == 0 {
