@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	engine "github.com/dgraph-io/badger/v4"
+
 	"github.com/tollgate402/tollgate/internal/ledger"
 )
 
@@ -25,6 +27,12 @@ const (
 type commit struct {
 	writes []ledger.Write
 
+	// seen are the versions that the caller has found on disk, one for each of
+	// writes, and at is when: the timestamp that it read at. They spare the
+	// committer the reading. Nil where nothing was read.
+	seen []uint64
+	at   uint64
+
 	// taken is set by whoever decides over the commit: the committer that takes it
 	// up, or the caller that no longer wants to wait for that.
 	taken atomic.Bool
@@ -40,6 +48,7 @@ func (s *Store) Commit(ctx context.Context, writes ...ledger.Write) error {
 		return err
 	}
 	c := &commit{writes: writes, outcome: make(chan error, 1)}
+	s.read(c)
 	if err := s.enqueue(ctx, c); err != nil {
 		return err
 	}
@@ -61,9 +70,41 @@ func (s *Store) Later(writes ...ledger.Write) {
 		s.log.Error("later write is invalid", "error", err)
 		return
 	}
-	if err := s.enqueue(context.Background(), &commit{writes: ledger.CloneWrites(writes)}); err != nil {
+	c := &commit{writes: ledger.CloneWrites(writes)}
+	s.read(c)
+	if err := s.enqueue(context.Background(), c); err != nil {
 		s.log.Warn("later write is lost", "key", firstKey(writes), "error", err)
 	}
+}
+
+// read notes in c which versions are on disk. Callers do that beside one
+// another, and beside the committer, which has the rest to do alone. What cannot
+// be read now is left to the committer.
+func (s *Store) read(c *commit) {
+	s.reading.RLock()
+	defer s.reading.RUnlock()
+	if s.closed {
+		return
+	}
+	at := s.durable.Load()
+	txn := s.db.NewTransactionAt(at, false)
+	defer txn.Discard()
+	seen := make([]uint64, len(c.writes))
+	for i, w := range c.writes {
+		item, err := txn.Get(entryKey(w.Key))
+		if errors.Is(err, engine.ErrKeyNotFound) {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		e, err := decodeItem(item)
+		if err != nil {
+			return
+		}
+		seen[i] = e.Version
+	}
+	c.seen, c.at = seen, at
 }
 
 func (s *Store) enqueue(ctx context.Context, c *commit) error {
@@ -104,6 +145,8 @@ type committer struct {
 	evaluated []*commit // of the batch, their results set
 	waiting   int       // how many of them have somebody waiting
 
+	recent recent
+
 	diskFull error               // why commits are refused until there is room, nil if there is
 	failed   *ledger.FailedError // set once, by the first error of the disk
 	looks    int
@@ -114,6 +157,7 @@ func (c *committer) run(queue <-chan *commit) {
 	housekeeping := time.NewTicker(housekeepingInterval)
 	defer housekeeping.Stop()
 	var overdue <-chan time.Time
+	c.recent.begin(c.store.durable.Load())
 	c.housekeep()
 
 	for {
@@ -166,7 +210,7 @@ func (c *committer) evaluate(next *commit) {
 	if !next.taken.CompareAndSwap(false, true) {
 		return
 	}
-	changes, err := c.decide(next.writes)
+	changes, err := c.decide(next)
 	size := changeSize(changes)
 	if !c.fits(len(changes), size) {
 		// What was decided stays true: the changes that it rests on are on disk
@@ -184,11 +228,30 @@ func (c *committer) evaluate(next *commit) {
 	}
 }
 
-func (c *committer) decide(writes []ledger.Write) ([]ledger.Entry, error) {
+// decide decides over a commit by the versions that its caller has seen, as far
+// as they are still the present ones. Only a refusal, which says what there is
+// instead, needs the entries themselves.
+func (c *committer) decide(next *commit) ([]ledger.Entry, error) {
 	if err := c.refusal(); err != nil {
 		return nil, err
 	}
-	changes, err := ledger.Decide(writes, func(k ledger.Key) (ledger.Entry, error) {
+	if next.seen != nil && next.at >= c.recent.since {
+		i := 0 // Decide asks for each key once, in their order
+		changes, err := ledger.Decide(next.writes, func(k ledger.Key) (ledger.Entry, error) {
+			e := ledger.Entry{Key: k, Version: next.seen[i]}
+			i++
+			if now, ok := c.pending[k]; ok {
+				e.Version = now.Version
+			} else if version, ok := c.recent.version(k); ok {
+				e.Version = version
+			}
+			return e, nil
+		})
+		if err == nil {
+			return changes, nil
+		}
+	}
+	changes, err := ledger.Decide(next.writes, func(k ledger.Key) (ledger.Entry, error) {
 		if e, ok := c.pending[k]; ok {
 			return e, nil
 		}
@@ -216,6 +279,8 @@ func (c *committer) flush() {
 	if err == nil && len(c.pending) > 0 {
 		if werr := c.write(c.pending); werr != nil {
 			err = c.fail(werr)
+		} else {
+			c.recent.note(c.pending, c.store.durable.Load())
 		}
 	}
 	for _, done := range c.evaluated {
@@ -330,4 +395,48 @@ func firstKey(writes []ledger.Write) ledger.Key {
 		return ""
 	}
 	return writes[0].Key
+}
+
+// recent remembers which versions the last batches have written, so that what a
+// caller read a moment ago can be held against it. It is owned by the committer.
+type recent struct {
+	// since is the timestamp after which every change is in young or old.
+	since uint64
+
+	young, old map[ledger.Key]uint64 // versions, 0 where the entry was deleted
+	turned     uint64                // the timestamp after which every change is in young
+	most       int                   // how many keys young has before it becomes old; 0 means maxRecent
+}
+
+// maxRecent times two is how many keys are remembered: more than the commits of
+// a full queue write.
+const maxRecent = 4 * queueLength
+
+func (r *recent) begin(at uint64) {
+	r.since, r.turned = at, at
+	r.young, r.old = map[ledger.Key]uint64{}, nil
+}
+
+// note remembers the changes of a batch that was written at a timestamp.
+func (r *recent) note(changes map[ledger.Key]ledger.Entry, at uint64) {
+	for k, e := range changes {
+		r.young[k] = e.Version
+	}
+	most := r.most
+	if most == 0 {
+		most = maxRecent
+	}
+	if len(r.young) >= most {
+		r.old, r.since = r.young, r.turned
+		r.young, r.turned = make(map[ledger.Key]uint64, most), at
+	}
+}
+
+// version returns which version of an entry was written lately, if any was.
+func (r *recent) version(k ledger.Key) (uint64, bool) {
+	if v, ok := r.young[k]; ok {
+		return v, true
+	}
+	v, ok := r.old[k]
+	return v, ok
 }

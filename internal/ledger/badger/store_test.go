@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -579,4 +580,100 @@ func versionsAfterCompaction(t *testing.T, s *Store) (n int) {
 		n++
 	}
 	return n
+}
+
+// What a caller has seen can be out of date when the committer takes its commit
+// up, and older than what the committer remembers.
+func TestCommitsThatWereReadBeforeOthersAreHeldAgainstThem(t *testing.T) {
+	for _, most := range []int{1, 2, 7, 0} {
+		s := startStore(t, t.TempDir(), func(_ *Store, c *committer) { c.recent.most = most })
+		const writers, each = 16, 60
+		keys := []ledger.Key{"a", "b", "c"}
+		var made [3]atomic.Uint64
+		var group sync.WaitGroup
+		for w := range writers {
+			group.Go(func() {
+				for n := range each {
+					i := (w + n) % len(keys)
+					e, err := s.Get(ctx, keys[i])
+					if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+						t.Error(err)
+						return
+					}
+					err = s.Commit(ctx,
+						ledger.Write{Key: keys[i], If: e.Version, Value: []byte(fmt.Sprint(e.Version + 1))},
+						ledger.Write{Key: ledger.Key(fmt.Sprintf("other/%d/%d", w, n)), If: ledger.Absent, Value: []byte{}})
+					refused, conflict := errors.AsType[*ledger.ConflictError](err)
+					switch {
+					case err == nil:
+						made[i].Add(1)
+					case !conflict:
+						t.Error(err)
+						return
+					case refused.Key != keys[i] || refused.Have.Version <= e.Version || string(refused.Have.Value) != fmt.Sprint(refused.Have.Version):
+						t.Errorf("read version %d of %s, refused with %+v", e.Version, keys[i], refused)
+					}
+				}
+			})
+		}
+		group.Wait()
+		for i, k := range keys {
+			e, err := s.Get(ctx, k)
+			if err != nil || e.Version != made[i].Load() || string(e.Value) != fmt.Sprint(e.Version) {
+				t.Errorf("%s is %+v, %v, after %d commits", k, e, err, made[i].Load())
+			}
+		}
+	}
+}
+
+// An entry that was deleted after it was read, and perhaps made again, is seen
+// as it is.
+func TestCommitsThatWereReadBeforeADeletionSeeIt(t *testing.T) {
+	g := newGate()
+	s := startStore(t, t.TempDir(), func(s *Store, c *committer) {
+		c.write = func(changes map[ledger.Key]ledger.Entry) error {
+			if _, ok := changes["gate"]; ok {
+				g.pass()
+			}
+			return s.write(changes)
+		}
+	})
+	mustCommit(t, s, create("a", "old"))
+	outcomes := make(chan error, 4)
+	go func() { outcomes <- s.Commit(ctx, create("gate", "")) }()
+	<-g.entered
+	for n, writes := range [][]ledger.Write{
+		{{Key: "a", If: 1}},                         // deletes it
+		{{Key: "a", If: 1, Value: []byte("stale")}}, // has read it before
+		{create("a", "new")},                        // has read it, too
+	} {
+		c := &commit{writes: writes, outcome: make(chan error, 1)}
+		s.read(c)
+		if c.seen[0] != 1 {
+			t.Fatalf("read version %d", c.seen[0])
+		}
+		if err := s.enqueue(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			err := <-c.outcome
+			if n == 1 {
+				if _, refused := errors.AsType[*ledger.ConflictError](err); !refused {
+					err = fmt.Errorf("what was deleted was written: %w", err)
+				} else {
+					err = nil
+				}
+			}
+			outcomes <- err
+		}()
+	}
+	close(g.open)
+	for range 4 {
+		if err := <-outcomes; err != nil {
+			t.Error(err)
+		}
+	}
+	if e, err := s.Get(ctx, "a"); err != nil || e.Version != 1 || string(e.Value) != "new" {
+		t.Errorf("a is %+v, %v", e, err)
+	}
 }
