@@ -624,15 +624,16 @@ func TestLaneWhoseKeyIsUsedElsewhereIsRefused(t *testing.T) {
 	}
 }
 
-// A boastful node says once that an account has sent more than it has.
+// A boastful node says, until it is honest, that accounts have sent more than
+// they have.
 type boastful struct {
 	*probe
-	said atomic.Bool
+	honest atomic.Bool
 }
 
 func (n *boastful) NonceAt(ctx context.Context, account common.Address) (uint64, error) {
 	nonce, err := n.probe.NonceAt(ctx, account)
-	if !n.said.Swap(true) {
+	if !n.honest.Load() {
 		nonce += 5
 	}
 	return nonce, err
@@ -646,7 +647,8 @@ func TestALaneThatWasRefusedForOneWrongAnswerIsTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.engine.Stop()
-	w.engine = w.start(&boastful{probe: &probe{Client: w.node.Client}})
+	node := &boastful{probe: &probe{Client: w.node.Client}}
+	w.engine = w.start(node)
 	var shared *settle.SharedKeyError
 	transfer := w.authorize()
 	ctx, cancel := within(t, 40*time.Second)
@@ -654,6 +656,7 @@ func TestALaneThatWasRefusedForOneWrongAnswerIsTakenBack(t *testing.T) {
 	if _, err := w.engine.Settle(ctx, w.claimOrGet(transfer)); !errors.As(err, &shared) {
 		t.Fatalf("got %v", err)
 	}
+	node.honest.Store(true)
 	w.clock.Advance(2 * time.Minute)
 	w.mine(1)
 	for {

@@ -3,6 +3,8 @@ package settle_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -26,14 +28,34 @@ func (w *world) instance(owner string, adjust ...func(*settle.Config)) *world {
 	return &other
 }
 
-// lapse lets so much time pass in which everybody who is alive says so.
-func (w *world) lapse(d time.Duration) {
+// lapse lets so much time pass, in which the living say in every second that
+// they are alive, however long the machine takes for that.
+func (w *world) lapse(d time.Duration, living ...string) {
 	w.t.Helper()
 	for range d / time.Second {
+		before := map[string]uint64{}
+		for _, owner := range living {
+			before[owner] = w.heard(owner)
+		}
 		w.clock.Advance(time.Second)
 		w.mine(1)
-		time.Sleep(60 * time.Millisecond)
+		for deadline := time.Now().Add(20 * time.Second); slices.ContainsFunc(living, func(owner string) bool { return w.heard(owner) == before[owner] }); {
+			time.Sleep(2 * time.Millisecond)
+			if time.Now().After(deadline) {
+				w.t.Fatalf("%v do not say that they are alive", living)
+			}
+		}
 	}
+}
+
+// heard returns how often an instance has said that it is alive.
+func (w *world) heard(owner string) uint64 {
+	w.t.Helper()
+	e, err := w.history.Get(w.t.Context(), ledger.Key("alive/"+owner))
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		w.t.Fatal(err)
+	}
+	return e.Version
 }
 
 func (w *world) keeper() string {
@@ -105,16 +127,16 @@ func TestThePaymentsAndTheLaneOfADeadInstanceAreTakenOver(t *testing.T) {
 	}
 	w.awaitKeeper("a")
 	heir := w.instance("b")
-	w.lapse(4 * time.Second) // they see each other
+	w.lapse(4*time.Second, "a", "b") // they see each other
 	sent := len(heir.node.transactions())
 	claimed, under := dying.authorize(), dying.authorize()
 	dying.claim(claimed, payment.Included)
 	dying.unsent(under)
-	w.lapse(3 * time.Second)
+	w.lapse(3*time.Second, "b")
 	if r := w.record(claimed); w.keeper() != "a" || r.State != ledger.Reserved || len(heir.node.transactions()) != sent {
 		t.Fatalf("after 3 seconds %q keeps the lane, the payment is %s", w.keeper(), r.State)
 	}
-	w.lapse(7 * time.Second)
+	w.lapse(7*time.Second, "b")
 	heir.awaitState(claimed, ledger.Released)
 	heir.awaitState(under, ledger.Sent, ledger.Included, ledger.Settled, ledger.Archived)
 	if w.keeper() != "b" {
@@ -145,7 +167,7 @@ func TestALivingInstanceKeepsItsLaneAndItsPayments(t *testing.T) {
 	if _, err := two.settleMining(two.authorize()); err != nil {
 		t.Fatal(err)
 	}
-	w.lapse(15 * time.Second)
+	w.lapse(15*time.Second, "a", "b")
 	if r := w.record(claimed); w.keeper() != "a" || r.State != ledger.Reserved {
 		t.Errorf("%q keeps the lane, the payment is %s", w.keeper(), r.State)
 	}
@@ -169,7 +191,7 @@ func TestAnInstanceWhoseNodeDoesNotAnswerIsNotTakenForDead(t *testing.T) {
 	if _, err := two.settleMining(two.authorize()); err != nil {
 		t.Fatal(err)
 	}
-	w.lapse(15 * time.Second)
+	w.lapse(15*time.Second, "a", "b")
 	if r := w.record(claimed); w.keeper() != "a" || r.State != ledger.Reserved || two.ledger.Deaths() != 0 {
 		t.Errorf("%q keeps the lane, the payment is %s, %d deaths", w.keeper(), r.State, two.ledger.Deaths())
 	}
