@@ -55,18 +55,22 @@ func (a *Authorization) Digest(separator common.Hash) common.Hash {
 	a.ValidAfter.FillBytes(s[128:160])
 	a.ValidBefore.FillBytes(s[160:192])
 	copy(s[192:], a.Nonce[:])
+	return typedDigest(separator, s[:])
+}
 
+// typedDigest returns the EIP-712 digest of an encoded struct in the domain with
+// the given separator.
+func typedDigest(separator common.Hash, encoded []byte) (digest common.Hash) {
 	var d [2 + 2*32]byte
 	d[0], d[1] = 0x19, 0x01
 	copy(d[2:], separator[:])
 
 	// A state of our own stays on the stack, and so does what it reads.
 	keccak := crypto.NewKeccakState()
-	keccak.Write(s[:])
+	keccak.Write(encoded)
 	keccak.Read(d[34:])
 	keccak.Reset()
 	keccak.Write(d[:])
-	var digest common.Hash
 	keccak.Read(digest[:])
 	return digest
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/tollgate402/tollgate/internal/strictjson"
 	"github.com/tollgate402/tollgate/payment"
@@ -45,18 +44,7 @@ func (a *Approval) Digest(separator common.Hash) common.Hash {
 	a.Value.FillBytes(s[96:128])
 	a.Nonce.FillBytes(s[128:160])
 	a.Deadline.FillBytes(s[160:192])
-
-	var d [2 + 2*32]byte
-	d[0], d[1] = 0x19, 0x01
-	copy(d[2:], separator[:])
-	keccak := crypto.NewKeccakState()
-	keccak.Write(s[:])
-	keccak.Read(d[34:])
-	keccak.Reset()
-	keccak.Write(d[:])
-	var digest common.Hash
-	keccak.Read(digest[:])
-	return digest
+	return typedDigest(separator, s[:])
 }
 
 var approvalMembers = []string{"from", "asset", "spender", "amount", "nonce", "deadline", "signature", "version"}

@@ -71,18 +71,7 @@ func (p *Permit) Digest(separator common.Hash) common.Hash {
 	keccak.Reset()
 	keccak.Write(signed)
 	keccak.Read(s[160:192])
-
-	var d [2 + 2*32]byte
-	d[0], d[1] = 0x19, 0x01
-	copy(d[2:], separator[:])
-	keccak.Reset()
-	keccak.Write(s[:])
-	keccak.Read(d[34:])
-	keccak.Reset()
-	keccak.Write(d[:])
-	var digest common.Hash
-	keccak.Read(digest[:])
-	return digest
+	return typedDigest(separator, s[:])
 }
 
 // Key names the payment by what Permit2 itself dedupes on: chain, payer and
