@@ -658,7 +658,7 @@ func (h *harness) close(failed bool) error {
 	if h.chain != nil {
 		errs = append(errs, h.chain.Close())
 	}
-	if h.broken == "" && (failed || h.keep) {
+	if failed || h.keep {
 		fmt.Fprintln(os.Stderr, "kill: logs and ledgers are in", h.dir)
 		return errors.Join(errs...)
 	}

@@ -221,7 +221,8 @@ func proveSight(ctx context.Context, o options) error {
 			return err
 		}
 		t := h.totals()
-		if closeErr := h.close(false); closeErr != nil {
+		caught := errors.Is(err, errGiveUp) && t.counts[doubleCharge]+t.counts[lost]+t.counts[doubleGrant] > 0
+		if closeErr := h.close(!caught); closeErr != nil {
 			return closeErr
 		}
 		if !errors.Is(err, errGiveUp) {

@@ -83,8 +83,8 @@ func (f *forgetful) Commit(ctx context.Context, writes ...ledger.Write) error {
 	}
 	for _, e := range changes {
 		f.kept[e.Key] = e
-		time.AfterFunc(forgets, func() { f.save(e) })
 	}
+	time.AfterFunc(forgets, func() { f.save(changes) })
 	return nil
 }
 
@@ -93,14 +93,20 @@ func (f *forgetful) Later(writes ...ledger.Write) {
 	_ = f.Commit(context.Background(), writes...) // lost where a condition does not hold
 }
 
-// save writes what was acknowledged a while ago, unless there is something
-// newer.
-func (f *forgetful) save(e ledger.Entry) {
+// save writes what a commit of a while ago changed, as it is now, and in one
+// commit: half of one is what no disk leaves behind, and what a ledger refuses
+// to start on.
+func (f *forgetful) save(changes []ledger.Entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.kept[e.Key].Version == e.Version && !f.gone {
-		_ = f.Store.Commit(context.Background(), disk(e)) // a build that forgets may forget this too
+	if f.gone || len(changes) == 0 {
+		return
 	}
+	writes := make([]ledger.Write, 0, len(changes))
+	for _, e := range changes {
+		writes = append(writes, disk(f.kept[e.Key]))
+	}
+	_ = f.Store.Commit(context.Background(), writes...) // a build that forgets may forget this too
 }
 
 func disk(e ledger.Entry) ledger.Write {
@@ -116,7 +122,7 @@ func (f *forgetful) Close() error {
 	f.mu.Lock()
 	f.gone = true
 	for _, e := range f.kept {
-		_ = f.Store.Commit(context.Background(), disk(e)) // as in save
+		_ = f.Store.Commit(context.Background(), disk(e)) // as in save; nothing is killed on the way
 	}
 	f.mu.Unlock()
 	return f.Store.Close()

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tollgate402/tollgate/facilitator/settle"
@@ -309,6 +310,30 @@ func TestForgetfulStoreForgetsPaymentsAlone(t *testing.T) {
 			t.Fatal("the payment never got on disk")
 		}
 	}
+}
+
+// A kill between the two once left a ledger that refuses to start, so that the
+// harness never saw what the broken build does to payments.
+func TestForgetfulStoreSavesNoHalfACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := ledger.NewMemory()
+		s := newForgetful(disk)
+		claim := func(writes ...ledger.Write) {
+			t.Helper()
+			if err := s.Commit(t.Context(), writes...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		claim(ledger.Write{Key: "pay/1", Value: []byte("reserved")}, ledger.Write{Key: "open/1", Value: []byte{}})
+		time.Sleep(forgets / 2)
+		claim(ledger.Write{Key: "pay/1", If: ledger.AnyVersion, Value: []byte("executing")})
+		time.Sleep(forgets/2 + time.Millisecond)
+		for k, want := range map[ledger.Key]string{"open/1": "", "pay/1": "executing"} {
+			if e, err := disk.Get(t.Context(), k); err != nil || string(e.Value) != want {
+				t.Errorf("%s is %q on disk, %v; want %q", k, e.Value, err, want)
+			}
+		}
+	})
 }
 
 func TestHastyFacilitatorTakesPendingForRefused(t *testing.T) {
