@@ -139,7 +139,7 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.proof = proofOf(q.transfer)
+	q.proof = evm.OfTransfer(common.HexToAddress(q.token.Address), q.transfer).Proof()
 	if this := (signature{q.token.separator, q.proof}); !q.signatures.good(this) {
 		if err := q.transfer.CheckSignature(q.token.separator); err != nil {
 			return nil, err

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/ethereum/go-ethereum/common"
-
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
@@ -27,23 +25,15 @@ type Identity struct {
 // *payment.MalformedError and *payment.InvalidError.
 func Identify(p *payment.Payment, o *payment.Offer) (Identity, error) {
 	id, ok := o.Network().ChainID()
-	if !ok || o.Scheme != payment.Exact {
+	if !ok {
 		return Identity{}, payment.Invalid(payment.UnsupportedScheme, fmt.Sprintf("%s on %s cannot be paid here", o.Scheme, o.Network()))
 	}
-	t, err := evm.Decode(p.Payload)
+	signed, err := evm.ReadInstrument(p, o)
 	if err != nil {
 		return Identity{}, err
 	}
-	return Identity{
-		Key:   t.Key(id, common.HexToAddress(o.Amount.Token().Address)),
-		Payer: t.From.Hex(),
-		Proof: proofOf(t),
-	}, nil
+	return Identity{Key: signed.Key(id), Payer: signed.Payer.Hex(), Proof: signed.Proof()}, nil
 }
-
-// proofOf hashes everything that was signed, in one form whatever the form
-// it came in, and the signature.
-func proofOf(t *evm.Transfer) payment.Fingerprint { return sha256.Sum256(t.Encode()) }
 
 // bindingOf is what a payment is bound to when it comes through the
 // facilitator API: the offer.
