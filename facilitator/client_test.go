@@ -81,7 +81,7 @@ func TestClientAndHandlerSayTheSameAsTheFacilitatorItself(t *testing.T) {
 	}
 	w.wantEarned(2000)
 	s, err := remote.Supported(soon(t))
-	if err != nil || len(s.Kinds) != 2 || !s.Supports(&w.offer) {
+	if err != nil || len(s.Kinds) != 3 || !s.Supports(&w.offer) {
 		t.Errorf("supported %+v, %v", s, err)
 	}
 }

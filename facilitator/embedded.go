@@ -6,6 +6,7 @@ package facilitator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,6 +56,14 @@ type market struct {
 	tokens     map[string]*token // by canonical address
 	rehearsals rehearsals
 	signatures signatures
+	permit2    common.Hash // Permit2's domain separator
+	proxies    map[payment.Scheme]*proxy
+}
+
+// A proxy is a contract that settles permits.
+type proxy struct {
+	turn    chan struct{} // as a token's
+	checked bool          // guarded by turn: it is there, and so is Permit2
 }
 
 // A token is one that is taken, with its domain separator.
@@ -77,7 +86,13 @@ func NewEmbedded(l *ledger.Ledger, markets []Market, logger *slog.Logger) (*Embe
 		if _, twice := f.markets[m.Network]; twice {
 			return nil, fmt.Errorf("facilitator: network %s is configured twice", m.Network)
 		}
-		own := &market{Market: m, tokens: map[string]*token{}}
+		own := &market{Market: m, tokens: map[string]*token{}, proxies: map[payment.Scheme]*proxy{}}
+		id, _ := m.Network.ChainID()
+		own.permit2 = evm.Permit2Separator(id)
+		for _, scheme := range []payment.Scheme{payment.Exact, payment.Upto} {
+			own.proxies[scheme] = &proxy{turn: make(chan struct{}, 1)}
+			own.proxies[scheme].turn <- struct{}{}
+		}
 		for _, t := range m.Tokens {
 			if t.Network != m.Network {
 				return nil, fmt.Errorf("facilitator: token %s is of %s, not of %s", t.Address, t.Network, m.Network)
@@ -95,12 +110,16 @@ func NewEmbedded(l *ledger.Ledger, markets []Market, logger *slog.Logger) (*Embe
 // found out about it.
 type quest struct {
 	*market
-	token    *token
-	offer    payment.Offer // the caller's, with the token as it is configured here
-	transfer *evm.Transfer
-	key      payment.Key
-	proof    payment.Fingerprint
-	head     common.Hash // the chain's latest block when it was checked
+	token  *token
+	offer  payment.Offer // the caller's, with the token as it is configured here
+	signed *evm.Instrument
+	key    payment.Key
+	proof  payment.Fingerprint
+	head   common.Hash // the chain's latest block when it was checked
+
+	// wallet reports that the signature is none by the payer's key. It is good
+	// only if the payer is a contract that accepts it.
+	wallet bool
 }
 
 // Verify implements payment.Facilitator. A payment that no chain can make
@@ -111,7 +130,7 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err != nil {
 		return nil, err
 	}
-	if err := q.confirmDomain(ctx); err != nil {
+	if err := q.confirmContracts(ctx); err != nil {
 		return nil, err
 	}
 	this := rehearsal{q.key, q.proof}
@@ -122,7 +141,7 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 		}
 		q.rehearsals.note(q.head, this, contract)
 	}
-	return &payment.Verification{Payer: q.transfer.From.Hex(), Key: q.key, Contract: contract}, nil
+	return &payment.Verification{Payer: q.signed.Payer.Hex(), Key: q.key, Contract: contract}, nil
 }
 
 // check does everything that needs no node.
@@ -135,31 +154,72 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 	if err != nil {
 		return nil, &payment.UnavailableError{Doing: "reading the chain's time on " + string(q.Network), Err: err}
 	}
-	q.transfer, err = evm.Match(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, head.Time)
+	if q.offer.ByPermit2() {
+		err = q.checkPermit(p, head.Time)
+	} else {
+		err = q.checkTransfer(p, head.Time)
+	}
 	if err != nil {
 		return nil, err
 	}
-	q.proof = evm.OfTransfer(common.HexToAddress(q.token.Address), q.transfer).Proof()
-	if this := (signature{q.token.separator, q.proof}); !q.signatures.good(this) {
-		if err := q.transfer.CheckSignature(q.token.separator); err != nil {
-			return nil, err
-		}
-		q.signatures.note(this)
-	}
 	id, _ := q.Network.ChainID()
-	q.key = q.transfer.Key(id, common.HexToAddress(q.token.Address))
+	q.key = q.signed.Key(id)
 	q.head = head.Hash
 	return q, nil
+}
+
+// checkTransfer checks an authorization by EIP-3009 at a time of the chain, in
+// unix seconds.
+func (q *quest) checkTransfer(p *payment.Payment, at uint64) error {
+	t, err := evm.Match(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, at)
+	if err != nil {
+		return err
+	}
+	q.signed = evm.OfTransfer(common.HexToAddress(q.token.Address), t)
+	q.proof = q.signed.Proof()
+	this := signature{q.token.separator, q.proof}
+	if _, known := q.signatures.recall(this); known {
+		return nil
+	}
+	if err := t.CheckSignature(q.token.separator); err != nil {
+		return err
+	}
+	q.signatures.note(this, false)
+	return nil
+}
+
+// checkPermit checks a permit, and the approval that may come with it.
+func (q *quest) checkPermit(p *payment.Payment, at uint64) error {
+	s, err := evm.MatchPermit(p, evm.PermitTerms{Offer: &q.offer, Facilitators: q.Engine.Lanes()}, at)
+	if err != nil {
+		return err
+	}
+	approval, err := evm.CheckApproval(p.Extensions, &s.Permit, q.token.separator, at)
+	if err != nil {
+		return err
+	}
+	q.signed = evm.OfPermit(s, approval)
+	q.proof = q.signed.Proof()
+	this := signature{q.permit2, q.proof}
+	wallet, known := q.signatures.recall(this)
+	if !known {
+		if wallet, err = s.CheckSignature(q.permit2); err != nil {
+			return err
+		}
+		q.signatures.note(this, wallet)
+	}
+	q.wallet = wallet
+	return nil
 }
 
 // find looks up network and token, and holds the caller's idea of the token
 // against ours.
 func (f *Embedded) find(p *payment.Payment, o *payment.Offer) (*quest, error) {
-	if o.Scheme != payment.Exact {
-		return nil, payment.Invalid(payment.UnsupportedScheme, "only exact is settled here")
+	if o.Scheme != payment.Exact && o.Scheme != payment.Upto {
+		return nil, payment.Invalid(payment.UnsupportedScheme, "only exact and upto are settled here")
 	}
-	if method, set := o.Extra["assetTransferMethod"]; set && string(method) != `"eip3009"` {
-		return nil, payment.Invalid(payment.EVMPayloadType, "only EIP-3009 is settled here")
+	if method, set := o.Extra["assetTransferMethod"]; set && !o.ByPermit2() && string(method) != `"eip3009"` {
+		return nil, payment.Invalid(payment.EVMPayloadType, "only EIP-3009 and Permit2 are settled here")
 	}
 	m, ok := f.markets[o.Network()]
 	if !ok {
@@ -168,11 +228,14 @@ func (f *Embedded) find(p *payment.Payment, o *payment.Offer) (*quest, error) {
 	given := o.Amount.Token()
 	t, ok := m.tokens[given.Address]
 	refuse := func(reason payment.Reason, message string) (*quest, error) {
-		return nil, &payment.InvalidError{Reason: reason, Message: message, Payer: payerOf(p)}
+		return nil, &payment.InvalidError{Reason: reason, Message: message, Payer: payerOf(p, o)}
 	}
+	// Permit2 has a domain of its own: the token's is needed for approvals only.
+	unnamed := o.ByPermit2() && given.Name == "" && given.Version == ""
 	switch {
 	case !ok:
 		return refuse(payment.EVMAssetNotDeployed, "this facilitator does not take the token "+given.Address)
+	case unnamed:
 	case given.Name == "" || given.Version == "":
 		return refuse(payment.EVMMissingDomain, "extra.name and extra.version are missing")
 	case given.Name != t.Name:
@@ -190,11 +253,25 @@ func (f *Embedded) find(p *payment.Payment, o *payment.Offer) (*quest, error) {
 }
 
 // payerOf returns who a payment says has signed it, or "".
-func payerOf(p *payment.Payment) string {
-	if t, err := evm.Decode(p.Payload); err == nil {
-		return t.From.Hex()
+func payerOf(p *payment.Payment, o *payment.Offer) string {
+	if signed, err := evm.ReadInstrument(p, o); err == nil {
+		return signed.Payer.Hex()
 	}
 	return ""
+}
+
+// confirmContracts asks the contracts that a payment goes through, once each,
+// whether they are what they are taken for.
+func (q *quest) confirmContracts(ctx context.Context) error {
+	switch {
+	case q.signed.Permit == nil:
+		return q.confirmDomain(ctx)
+	case q.signed.Approval != nil:
+		if err := q.confirmDomain(ctx); err != nil {
+			return err
+		}
+	}
+	return q.confirmProxy(ctx, q.signed.Permit.Scheme)
 }
 
 // confirmDomain compares the token's domain separator with ours, once. With a
@@ -224,53 +301,78 @@ func (q *quest) confirmDomain(ctx context.Context) error {
 	return nil
 }
 
-// simulate runs the transfer as the lane will send it and reports whether the
+// simulate runs the payment as the lane will send it and reports whether the
 // payer's account has code.
 func (q *quest) simulate(ctx context.Context) (contract bool, err error) {
-	msg, err := q.Engine.Message(ctx, common.HexToAddress(q.token.Address), q.transfer.Calldata())
+	msg, err := q.Engine.Message(ctx, q.signed, q.signed.Most)
 	if err != nil {
 		return false, q.unavailable("preparing the simulation", err)
 	}
-	code := &chain.Code{Address: q.transfer.From}
+	code := &chain.Code{Address: q.signed.Payer}
 	run := &chain.Call{Msg: msg}
 	if err := q.Chain.Ask(ctx, code, run); err != nil {
-		return false, q.unavailable("simulating the transfer", err)
+		return false, q.unavailable("simulating the payment", err)
 	}
 	if code.Err != nil {
 		return false, q.unavailable("reading the payer's code", code.Err)
+	}
+	if contract = len(code.Code) > 0; q.wallet && !contract {
+		return false, q.refuse(payment.Permit2Signature, "the signature is not by permit2Authorization.from")
 	}
 	var revert *chain.RevertError
 	switch {
 	case errors.As(run.Err, &revert):
 		return false, q.diagnose(ctx, revert)
 	case run.Err != nil:
-		return false, q.unavailable("simulating the transfer", run.Err)
+		return false, q.unavailable("simulating the payment", run.Err)
 	}
-	return len(code.Code) > 0, nil
+	return contract, nil
 }
 
-// diagnose finds out why the transfer reverts.
+// diagnose finds out why the payment reverts.
 func (q *quest) diagnose(ctx context.Context, revert *chain.RevertError) error {
-	contract := common.HexToAddress(q.token.Address)
-	used := &chain.Call{Msg: ethereum.CallMsg{To: &contract, Data: q.transfer.AuthorizationStateCall()}}
-	balance := &chain.Call{Msg: ethereum.CallMsg{To: &contract, Data: evm.BalanceCall(q.transfer.From)}}
-	if err := q.Chain.Ask(ctx, used, balance); err != nil {
-		return q.unavailable("asking why the transfer reverts", err)
+	permit := q.signed.Permit != nil
+	if reason, ok := evm.PermitRevert(revert.Data); ok && permit {
+		return q.refuse(reason, revert.Reason)
 	}
-	refuse := func(reason payment.Reason, message string) error {
-		return &payment.InvalidError{Reason: reason, Message: message, Payer: q.transfer.From.Hex()}
+	ask := func(to common.Address, data []byte) *chain.Call {
+		return &chain.Call{Msg: ethereum.CallMsg{To: &to, Data: data}}
 	}
-	if used.Err == nil && len(used.Output) == 32 && new(big.Int).SetBytes(used.Output).Sign() != 0 {
-		return refuse(payment.EVMNonceUsed, "the authorization was used or cancelled")
+	usedCall := q.signed.UsedCall()
+	used := ask(usedCall.To, usedCall.Data)
+	balance := ask(q.signed.Token, evm.BalanceCall(q.signed.Payer))
+	allowance := ask(q.signed.Token, evm.AllowanceCall(q.signed.Payer, evm.Permit2))
+	questions := []chain.Request{used, balance}
+	if permit {
+		questions = append(questions, allowance)
 	}
-	if balance.Err == nil && len(balance.Output) == 32 && new(big.Int).SetBytes(balance.Output).Cmp(q.transfer.Value) < 0 {
-		return refuse(payment.EVMInsufficientBalance, "the payer holds less than "+q.offer.Amount.String())
+	if err := q.Chain.Ask(ctx, questions...); err != nil {
+		return q.unavailable("asking why the payment reverts", err)
 	}
-	return refuse(payment.EVMSimulationFailed, revert.Reason)
+	less := func(c *chain.Call) bool {
+		return c.Err == nil && len(c.Output) == 32 && new(big.Int).SetBytes(c.Output).Cmp(q.signed.Most) < 0
+	}
+	reasons := q.signed.Reasons()
+	if used.Err == nil {
+		if yes, err := q.signed.Used(used.Output); err == nil && yes {
+			return q.refuse(reasons.Used, "the authorization was used or cancelled")
+		}
+	}
+	switch {
+	case less(balance):
+		return q.refuse(reasons.Balance, "the payer holds less than "+q.offer.Amount.String())
+	case permit && less(allowance):
+		return q.refuse(payment.Permit2AllowanceRequired, "Permit2 may not move "+q.offer.Amount.String()+" of the payer's: approve "+evm.Permit2.Hex()+" at the token")
+	}
+	return q.refuse(reasons.Simulation, revert.Reason)
+}
+
+func (q *quest) refuse(reason payment.Reason, message string) error {
+	return &payment.InvalidError{Reason: reason, Message: message, Payer: q.signed.Payer.Hex()}
 }
 
 func (q *quest) unavailable(doing string, err error) error {
-	return &payment.UnavailableError{Doing: doing + " on " + string(q.Network), Err: err, Payer: q.transfer.From.Hex()}
+	return &payment.UnavailableError{Doing: doing + " on " + string(q.Network), Err: err, Payer: q.signed.Payer.Hex()}
 }
 
 // apiLease is how long a claim made by the facilitator API is left to the
@@ -278,24 +380,28 @@ func (q *quest) unavailable(doing string, err error) error {
 const apiLease = time.Minute
 
 // Settle implements payment.Facilitator. A payment with a Binding has been
-// claimed by the till of this process; any other is claimed here, for its
-// offer.
+// claimed by the till of this process, for this charge; any other is claimed
+// here, for its offer.
 func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Offer, charge payment.Amount) (*payment.Settlement, error) {
 	q, err := f.find(p, o)
 	if err != nil {
 		return nil, err
 	}
-	identity, err := Identify(p, &q.offer)
+	signed, err := evm.ReadInstrument(p, &q.offer)
 	if err != nil {
 		return nil, err
 	}
-	if charge.Big().Cmp(q.offer.Amount.Big()) != 0 {
-		return nil, &payment.InvalidError{Reason: payment.EVMValueMismatch, Message: "exact charges the whole amount", Payer: identity.Payer}
-	}
+	identity := identityOf(signed, q.Network)
 	binding := p.Binding
 	fromTill := binding != payment.Fingerprint{}
 	if !fromTill {
 		binding = bindingOf(&q.offer)
+		if o.Scheme == payment.Upto {
+			// The API's offer says what is charged. What may be is what was signed.
+			if q.offer.Amount, err = payment.NewAmount(signed.Most, q.token.Token); err != nil {
+				return nil, err
+			}
+		}
 	}
 	r, err := f.ledger.Get(ctx, identity.Key)
 	switch {
@@ -311,14 +417,20 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		return q.Engine.Resume(ctx, r)
 	case !fromTill:
 		return nil, &payment.UnavailableError{Doing: "settling: another call is settling this payment", Pending: true, Payer: identity.Payer}
+	case r.Charge != charge.Units():
+		return nil, fmt.Errorf("facilitator: payment %s is claimed for a charge of %s, not of %s", identity.Key, r.Charge, charge.Units())
 	}
 
 	// Nothing has been broadcast for the payment. Whatever was verified
 	// before may have changed since.
-	if q, err = f.check(p, o); err != nil {
+	offer := q.offer
+	if q, err = f.check(p, &offer); err != nil {
 		return nil, err
 	}
-	if err := q.confirmDomain(ctx); err != nil {
+	if err := q.signed.CheckCharge(charge.Big()); err != nil {
+		return nil, err
+	}
+	if err := q.confirmContracts(ctx); err != nil {
 		return nil, err
 	}
 	if !fromTill {
@@ -326,9 +438,12 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 			return nil, err
 		}
 	}
-	job := settle.Job{Record: r, Transfer: q.transfer, Token: q.token.Token, Charge: charge, Until: o.Until}
+	if charge.Zero() {
+		return f.settleNothing(ctx, &r, charge)
+	}
+	job := settle.Job{Record: r, Signed: q.signed, Charge: charge, Until: o.Until}
 	contract, known := q.rehearsals.recall(q.head, rehearsal{q.key, q.proof})
-	if job.Contract = known && contract; known && !contract {
+	if job.Contract = known && contract; known && !contract && q.signed.Most.Cmp(charge.Big()) == 0 {
 		job.Rehearsed = q.head
 	}
 	s, err := q.Engine.Settle(ctx, job)
@@ -336,6 +451,25 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		f.release(ctx, &r, err)
 	}
 	return s, err
+}
+
+// settleNothing settles a payment that is charged nothing. The chain never
+// hears of it, so it is the ledger that remembers that it was used; only one of
+// our lanes could still spend it.
+func (f *Embedded) settleNothing(ctx context.Context, claimed *ledger.Record, charge payment.Amount) (*payment.Settlement, error) {
+	stored, err := f.ledger.Update(ctx, claimed.Key, func(r *ledger.Record) error {
+		if !r.State.Working() || r.Claims != claimed.Claims || r.Charge != charge.Units() {
+			return ledger.ErrStale
+		}
+		if err := r.To(ledger.Settled); err != nil {
+			return err
+		}
+		return r.To(ledger.Archived) // there is nothing to watch
+	})
+	if err != nil {
+		return nil, &payment.UnavailableError{Doing: "storing that nothing is charged", Err: err, Pending: true, Payer: claimed.Payer}
+	}
+	return &payment.Settlement{Network: stored.Network, Payer: stored.Payer, Amount: charge}, nil
 }
 
 // claim binds a payment that came through the facilitator API to its offer.
@@ -372,24 +506,88 @@ func (f *Embedded) release(ctx context.Context, claimed *ledger.Record, cause er
 	}
 }
 
-// Supported implements payment.Facilitator.
-func (f *Embedded) Supported(context.Context) (*payment.Supported, error) {
+// Supported implements payment.Facilitator. Permit2 is listed on networks where
+// its proxies have been found; that is asked once.
+func (f *Embedded) Supported(ctx context.Context) (*payment.Supported, error) {
 	s := &payment.Supported{Signers: map[string][]string{}}
+	sponsors := false
 	for n, m := range f.markets {
 		s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V2, Scheme: payment.Exact, Network: n})
 		if _, ok := n.V1(); ok {
 			s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V1, Scheme: payment.Exact, Network: n})
 		}
+		sponsors = sponsors || m.confirmProxy(ctx, payment.Exact) == nil
+		if m.confirmProxy(ctx, payment.Upto) == nil {
+			s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V2, Scheme: payment.Upto, Network: n, Extra: uptoExtra(m.Engine)})
+			sponsors = true
+		}
 		for _, lane := range m.Engine.Lanes() {
 			s.Signers["eip155:*"] = append(s.Signers["eip155:*"], lane.Hex())
 		}
 	}
+	if sponsors {
+		s.Extensions = append(s.Extensions, evm.Sponsoring)
+	}
 	sort.Slice(s.Kinds, func(i, j int) bool {
 		a, b := s.Kinds[i], s.Kinds[j]
-		return a.Network < b.Network || a.Network == b.Network && a.Version < b.Version
+		switch {
+		case a.Network != b.Network:
+			return a.Network < b.Network
+		case a.Scheme != b.Scheme:
+			return a.Scheme < b.Scheme
+		}
+		return a.Version < b.Version
 	})
 	for _, list := range s.Signers {
 		sort.Strings(list)
 	}
 	return s, nil
+}
+
+// uptoExtra is what sellers copy into their offers for upto: the lane that
+// payers have to sign for, which is the one for what goes alone.
+func uptoExtra(e *settle.Engine) json.RawMessage {
+	lanes := e.Lanes()
+	doc, err := json.Marshal(struct {
+		Address string `json:"facilitatorAddress"`
+	}{lanes[len(lanes)-1].Hex()})
+	if err != nil {
+		panic("facilitator: encoding an address failed: " + err.Error())
+	}
+	return doc
+}
+
+// confirmProxy asks the proxy that settles permits of a scheme for Permit2,
+// once it has answered never again. A call to a contract that is not there goes
+// well and moves nothing.
+func (m *market) confirmProxy(ctx context.Context, scheme payment.Scheme) error {
+	address := (&evm.Permit{Scheme: scheme}).Proxy()
+	doing := "looking for the contract " + address.Hex() + " on " + string(m.Network)
+	p := m.proxies[scheme]
+	select {
+	case <-p.turn:
+		defer func() { p.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return &payment.UnavailableError{Doing: doing, Err: ctx.Err()}
+	}
+	if p.checked {
+		return nil
+	}
+	ask := &chain.Call{Msg: ethereum.CallMsg{To: &address, Data: evm.Permit2Call()}}
+	code := &chain.Code{Address: evm.Permit2}
+	if err := m.Chain.Ask(ctx, ask, code); err != nil {
+		return &payment.UnavailableError{Doing: doing, Err: err}
+	}
+	if code.Err != nil {
+		return &payment.UnavailableError{Doing: doing, Err: code.Err}
+	}
+	var revert *chain.RevertError
+	switch {
+	case ask.Err != nil && !errors.As(ask.Err, &revert):
+		return &payment.UnavailableError{Doing: doing, Err: ask.Err}
+	case len(code.Code) == 0 || ask.Err != nil || common.BytesToHash(ask.Output) != common.BytesToHash(evm.Permit2[:]):
+		return payment.Invalid(payment.Permit2ProxyNotDeployed, "Permit2 cannot be used on "+string(m.Network)+": "+address.Hex()+" or "+evm.Permit2.Hex()+" is not there")
+	}
+	p.checked = true
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,29 +70,6 @@ func TestVerdictsAreThoseOfTheReference(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotSettledHereIsRefusedWithoutAskingTheChain(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	before := w.node.Calls()
-	for _, c := range vectors(t, "testdata/unsupported.json") {
-		p, o, err := payment.DecodeRequest(c.Body)
-		if err != nil {
-			t.Fatal(c.ID, err)
-		}
-		_, verifying := w.embedded.Verify(t.Context(), p, o)
-		_, settling := w.embedded.Settle(t.Context(), p, o, o.Amount)
-		for _, err := range []error{verifying, settling} {
-			var invalid *payment.InvalidError
-			if !errors.As(err, &invalid) || invalid.Reason != payment.UnsupportedScheme && invalid.Reason != payment.EVMPayloadType {
-				t.Errorf("%s: %v", c.ID, err)
-			}
-		}
-	}
-	if after := w.node.Calls(); after != before {
-		t.Errorf("%d calls", after-before)
-	}
-}
-
 func TestOffersOfUnknownKindsAreRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -111,8 +89,9 @@ func TestOffersOfUnknownKindsAreRefused(t *testing.T) {
 		}
 		return &o
 	}
-	upto, permit2 := w.offer, w.offer
-	upto.Scheme = payment.Upto
+	upto, permit2, deferred, delegated := w.offer, w.offer, w.offer, w.offer
+	upto.Scheme, deferred.Scheme = payment.Upto, "deferred"
+	delegated.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"erc7710"`)}
 	permit2.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"permit2"`)}
 	for _, c := range []struct {
 		offer *payment.Offer
@@ -123,7 +102,9 @@ func TestOffersOfUnknownKindsAreRefused(t *testing.T) {
 		{in(unnamed), payment.EVMMissingDomain},
 		{in(named), payment.EVMTokenNameMismatch},
 		{in(newer), payment.EVMTokenVersionMismatch},
-		{&upto, payment.UnsupportedScheme},
+		{&deferred, payment.UnsupportedScheme},
+		{&delegated, payment.EVMPayloadType},
+		{&upto, payment.EVMPayloadType},
 		{&permit2, payment.EVMPayloadType},
 	} {
 		before := w.node.Calls()
@@ -517,10 +498,17 @@ func TestSupportedNamesBothVersionsAndTheLane(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	s, err := w.embedded.Supported(t.Context())
-	if err != nil || len(s.Kinds) != 2 || s.Kinds[0].Version != payment.V1 || s.Kinds[1].Version != payment.V2 || !s.Supports(&w.offer) {
+	if err != nil || len(s.Kinds) != 3 || s.Kinds[0].Version != payment.V1 || s.Kinds[1].Version != payment.V2 || !s.Supports(&w.offer) {
 		t.Fatalf("got %+v, %v", s, err)
 	}
-	if lanes := s.Signers["eip155:*"]; len(lanes) != 1 || lanes[0] != w.chain.Account("facilitator").Address.Hex() {
+	lane := w.chain.Account("facilitator").Address.Hex()
+	if upto := s.Kinds[2]; upto.Version != payment.V2 || upto.Scheme != payment.Upto || string(upto.Extra) != `{"facilitatorAddress":"`+lane+`"}` {
+		t.Errorf("upto is %+v", upto)
+	}
+	if !slices.Equal(s.Extensions, []string{evm.Sponsoring}) {
+		t.Errorf("extensions %v", s.Extensions)
+	}
+	if lanes := s.Signers["eip155:*"]; len(lanes) != 1 || lanes[0] != lane {
 		t.Errorf("signers %v", s.Signers)
 	}
 }

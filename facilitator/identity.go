@@ -24,15 +24,19 @@ type Identity struct {
 // Identify reads the identity of a payment for o. Its errors are
 // *payment.MalformedError and *payment.InvalidError.
 func Identify(p *payment.Payment, o *payment.Offer) (Identity, error) {
-	id, ok := o.Network().ChainID()
-	if !ok {
+	if _, ok := o.Network().ChainID(); !ok {
 		return Identity{}, payment.Invalid(payment.UnsupportedScheme, fmt.Sprintf("%s on %s cannot be paid here", o.Scheme, o.Network()))
 	}
 	signed, err := evm.ReadInstrument(p, o)
 	if err != nil {
 		return Identity{}, err
 	}
-	return Identity{Key: signed.Key(id), Payer: signed.Payer.Hex(), Proof: signed.Proof()}, nil
+	return identityOf(signed, o.Network()), nil
+}
+
+func identityOf(signed *evm.Instrument, n payment.Network) Identity {
+	id, _ := n.ChainID()
+	return Identity{Key: signed.Key(id), Payer: signed.Payer.Hex(), Proof: signed.Proof()}
 }
 
 // bindingOf is what a payment is bound to when it comes through the

@@ -160,7 +160,7 @@ func (j *Journal) intend(ctx context.Context, read *ledger.Record) (intended led
 // anybody may submit.
 func twice(err error) bool {
 	invalid, ok := errors.AsType[*payment.InvalidError](err)
-	return ok && (invalid.Reason == payment.EVMNonceUsed || invalid.Reason == payment.DuplicateSettlement)
+	return ok && (invalid.NonceUsed() || invalid.Reason == payment.DuplicateSettlement)
 }
 
 // afterwards is what an error means when an earlier request for the payment

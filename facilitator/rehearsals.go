@@ -52,34 +52,36 @@ func (r *rehearsals) note(head common.Hash, of rehearsal, contract bool) {
 // maxSignatures bounds how many signatures of one generation are remembered.
 const maxSignatures = 1 << 13
 
-// Signatures remember which were found to be good, so that settling what was
-// verified a moment ago costs no second recovery of the signer. Its zero value
-// is ready for use.
+// Signatures remember which were looked at and not refused, so that settling
+// what was verified a moment ago costs no second recovery of the signer. Its
+// zero value is ready for use.
 type signatures struct {
 	mu    sync.Mutex
-	young map[signature]struct{} // guarded by mu
-	old   map[signature]struct{} // guarded by mu: what was young until that was full
+	young map[signature]bool // guarded by mu: whether it is none by the payer's key
+	old   map[signature]bool // guarded by mu: what was young until that was full
 }
 
-// A signature is one transfer with its signature, for one token.
+// A signature is what was signed with its signature, in one domain.
 type signature struct {
 	separator common.Hash
 	proof     payment.Fingerprint
 }
 
-func (s *signatures) good(of signature) bool {
+// recall returns what note was told.
+func (s *signatures) recall(of signature) (wallet, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, young := s.young[of]
-	_, old := s.old[of]
-	return young || old
+	if wallet, ok = s.young[of]; !ok {
+		wallet, ok = s.old[of]
+	}
+	return wallet, ok
 }
 
-func (s *signatures) note(of signature) {
+func (s *signatures) note(of signature, wallet bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.young == nil || len(s.young) >= maxSignatures {
-		s.young, s.old = make(map[signature]struct{}), s.young
+		s.young, s.old = make(map[signature]bool), s.young
 	}
-	s.young[of] = struct{}{}
+	s.young[of] = wallet
 }

@@ -385,13 +385,13 @@ func (j *Journal) answer(ctx context.Context, r *ledger.Record, p *payment.Payme
 		return
 	}
 	if ctx.Err() == nil {
-		j.stillOpen(r, p, err)
+		j.stillOpen(r, p, o, err)
 	}
 }
 
 // stillOpen arranges for the next repetition.
-func (j *Journal) stillOpen(r *ledger.Record, p *payment.Payment, err error) {
-	late := j.late(p)
+func (j *Journal) stillOpen(r *ledger.Record, p *payment.Payment, o *payment.Offer, err error) {
+	late := j.late(p, o)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	defer j.wake()
@@ -410,12 +410,13 @@ func (j *Journal) stillOpen(r *ledger.Record, p *payment.Payment, err error) {
 }
 
 // late reports whether a payment expired long ago.
-func (j *Journal) late(p *payment.Payment) bool {
-	t, err := evm.Decode(p.Payload)
-	if err != nil || !t.ValidBefore.IsInt64() {
+func (j *Journal) late(p *payment.Payment, o *payment.Offer) bool {
+	signed, err := evm.ReadInstrument(p, o)
+	if err != nil {
 		return false
 	}
-	return j.now().Add(-lateAfter).Unix() > t.ValidBefore.Int64()
+	now := j.now().Add(-lateAfter).Unix()
+	return now > 0 && uint64(now) > signed.Expiry
 }
 
 // postpone lets a repetition wait.

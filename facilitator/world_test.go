@@ -2,6 +2,7 @@ package facilitator_test
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"math/big"
@@ -58,11 +59,21 @@ func newWorld(t testing.TB) *world {
 // embed returns a facilitator that takes tokens.
 func (w *world) embed(tokens ...payment.Token) *facilitator.Embedded {
 	w.t.Helper()
+	return w.embedWith([]*ecdsa.PrivateKey{w.chain.Account("facilitator").Key}, tokens...)
+}
+
+// embedWith is embed with lanes of these keys.
+func (w *world) embedWith(lanes []*ecdsa.PrivateKey, tokens ...payment.Token) *facilitator.Embedded {
+	w.t.Helper()
+	signers := make([]payment.CallSigner, len(lanes))
+	for i, key := range lanes {
+		signers[i] = facilitatortest.Lane{Key: key}
+	}
 	// The engine has a node of its own, so that the calls of the other one are
 	// those of verification: the engine asks when it likes.
 	engine, err := settle.New(settle.Config{
 		Network: payment.EVM(84532), Chain: facilitatortest.Client(w.t, w.chain.URL()), Ledger: w.ledger,
-		Signers: []payment.CallSigner{facilitatortest.Lane{Key: w.chain.Account("facilitator").Key}},
+		Signers: signers,
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -114,6 +125,12 @@ func (w *world) wantEarned(units int64) {
 // call has an account call the token, in a block.
 func (w *world) call(from devchain.Account, data []byte) common.Hash {
 	w.t.Helper()
+	return w.callAt(from, devchain.USDC, data)
+}
+
+// callAt has an account call a contract, in a block.
+func (w *world) callAt(from devchain.Account, to common.Address, data []byte) common.Hash {
+	w.t.Helper()
 	client := w.chain.Client()
 	nonce, err := client.PendingNonceAt(w.t.Context(), from.Address)
 	if err != nil {
@@ -121,7 +138,7 @@ func (w *world) call(from devchain.Account, data []byte) common.Hash {
 	}
 	id := new(big.Int).SetUint64(w.chain.ChainID())
 	tx, err := types.SignNewTx(from.Key, types.LatestSignerForChainID(id), &types.DynamicFeeTx{
-		ChainID: id, Nonce: nonce, To: &devchain.USDC, Data: data, Gas: 200_000,
+		ChainID: id, Nonce: nonce, To: &to, Data: data, Gas: 300_000,
 		GasFeeCap: big.NewInt(1e11), GasTipCap: big.NewInt(1e9),
 	})
 	if err != nil {
@@ -186,9 +203,9 @@ type vector struct {
 	ID, Op             string
 	Body               json.RawMessage
 	ReferenceSdkResult struct {
-		IsValid, Success bool
-		InvalidReason    payment.Reason
-		Payer            string
+		IsValid, Success           bool
+		InvalidReason, ErrorReason payment.Reason
+		Payer, Transaction         string
 	}
 }
 

@@ -44,6 +44,12 @@ func (e *InvalidError) Error() string {
 	return string(e.Reason) + ": " + e.Message
 }
 
+// NonceUsed reports whether the error says that the payment's nonce has been
+// used, by this payment or by something else.
+func (e *InvalidError) NonceUsed() bool {
+	return e.Reason == EVMNonceUsed || e.Reason == Permit2InvalidNonce
+}
+
 // Invalid returns an *InvalidError.
 func Invalid(reason Reason, message string) *InvalidError {
 	return &InvalidError{Reason: reason, Message: message}

@@ -45,6 +45,13 @@ func (o *Offer) V1() bool {
 	return o.Scheme == Exact && o.Network().Legacy() && (!set || string(method) == `"eip3009"`)
 }
 
+// ByPermit2 reports whether o is paid by Permit2. upto knows nothing else on EVM
+// chains; exact says so.
+func (o *Offer) ByPermit2() bool {
+	method, set := o.Extra["assetTransferMethod"]
+	return set && string(method) == `"permit2"` || !set && o.Scheme == Upto
+}
+
 // extra encodes the wire's "extra" with its members in a fixed order.
 func (o *Offer) extra() json.RawMessage {
 	members := map[string]json.RawMessage{}

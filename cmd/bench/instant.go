@@ -34,6 +34,22 @@ type instantChain struct {
 	changed  chan struct{}        // guarded by mu: closed with the next block
 }
 
+// Transaction implements settle.Chain, and so do the others. Nobody asks them
+// of payments by EIP-3009 without a quorum.
+func (*instantChain) Transaction(context.Context, common.Hash) (*types.Transaction, error) {
+	return nil, errNoPermits
+}
+
+func (*instantChain) Trace(context.Context, common.Hash, int) ([]chain.InnerCall, error) {
+	return nil, errNoPermits
+}
+
+func (*instantChain) WitnessLogs(context.Context, ethereum.FilterQuery, int) ([]types.Log, error) {
+	return nil, errNoPermits
+}
+
+var errNoPermits = errors.New("the chain of this benchmark knows no permits")
+
 func newInstantChain(separator common.Hash) *instantChain {
 	c := &instantChain{separator: separator, receipts: map[common.Hash]*types.Receipt{}, used: map[common.Hash]bool{}, changed: make(chan struct{})}
 	c.mine()

@@ -62,9 +62,9 @@ func BenchmarkGas(b *testing.B) {
 			}
 			var gas atomic.Uint64
 			for b.Loop() {
-				var calls []evm.TokenCall
+				var calls []*evm.Instrument
 				for _, transfer := range w.authorizeMany(size) {
-					calls = append(calls, evm.TokenCall{Token: devchain.USDC, Transfer: transfer})
+					calls = append(calls, evm.OfTransfer(devchain.USDC, transfer))
 				}
 				msg := ethereum.CallMsg{From: w.engine.Lane(), To: &devchain.USDC, Data: calls[0].Transfer.Calldata()}
 				if size > 1 {

@@ -393,7 +393,7 @@ func (c *chaos) hostility() {
 		}
 		job := c.pay(payer, valid, finalities[(int(c.seed)+i)%len(finalities)])
 		if fate(i%3) == cancelled {
-			cancelling = append(cancelling, job.Transfer)
+			cancelling = append(cancelling, job.Signed.Transfer)
 		}
 		if i == 4 {
 			time.Sleep(30 * time.Millisecond) // so that some go alone
@@ -401,8 +401,8 @@ func (c *chaos) hostility() {
 		all.Go(func() {
 			_, err := c.insist(ctx, job)
 			answered.Add(1)
-			if err == nil && c.quorum && !c.paid()[job.Transfer.Nonce] {
-				c.t.Errorf("payment %x… is called settled, and is not in the chain", job.Transfer.Nonce[:4])
+			if err == nil && c.quorum && !c.paid()[job.Signed.Transfer.Nonce] {
+				c.t.Errorf("payment %x… is called settled, and is not in the chain", job.Signed.Transfer.Nonce[:4])
 			}
 		})
 	}

@@ -63,7 +63,11 @@ func Decide(r *ledger.Record, until payment.Finality, validBefore uint64, s Sigh
 	case evm.Spent:
 		switch {
 		case s.Found.Block <= s.Finalized && r.State.Can(ledger.Dead):
-			return Step{To: ledger.Dead, Reason: "the nonce was used by something other than this payment, in transaction " + s.Found.Transaction}
+			why := "the nonce was used by something other than this payment"
+			if s.Found.Transaction != "" {
+				why += ", in transaction " + s.Found.Transaction
+			}
+			return Step{To: ledger.Dead, Reason: why}
 		case r.State == ledger.Included || r.State == ledger.Settled:
 			return Step{To: ledger.Sent}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,11 +33,12 @@ const (
 	gasMargin = 15
 )
 
-// A ticket is a payment on its way into a slot. Plain accounts share one
-// queue, from which a lane takes as many as there are when it is free: one
-// while there is little to do, and batches when there is much. Accounts with
-// code have a queue of their own and go alone, since they can burn the gas of
-// everything that is with them.
+// A ticket is a payment on its way into a slot. Authorizations by EIP-3009 of
+// plain accounts share one queue, from which a lane takes as many as there are
+// when it is free: one while there is little to do, and batches when there is
+// much. What goes alone has a queue of its own: accounts with code, since they
+// can burn the gas of everything that is with them, and permits, of which a
+// batch does not show which it has settled.
 type ticket struct {
 	it        *item
 	rehearsed common.Hash // the head after which the transfer went well and its payer had no code; zero if none
@@ -111,9 +113,13 @@ func (e *Engine) enqueue(t *ticket, front bool) error {
 		e.mu.Unlock()
 		return errStopped
 	}
+	if sender := t.it.signed.Sender; sender != (common.Address{}) && !slices.ContainsFunc(e.own, func(l *lane) bool { return l.address == sender }) {
+		e.mu.Unlock()
+		return fmt.Errorf("only %s can settle this payment, and its key is not configured here", sender)
+	}
 	queue := &e.plain
-	if t.contract {
-		queue = &e.contracts
+	if t.alone() {
+		queue = &e.lonely
 	}
 	if front {
 		*queue = append([]*ticket{t}, *queue...)
@@ -125,40 +131,56 @@ func (e *Engine) enqueue(t *ticket, front bool) error {
 	return nil
 }
 
-// serves reports whether a lane takes plain accounts or accounts with code.
-// With several lanes the last one is for the latter, so that what they do to
-// it holds up nobody else.
-func (e *Engine) serves(l *lane, contract bool) bool {
+// alone reports whether the ticket goes in a transaction of its own.
+func (t *ticket) alone() bool { return t.contract || t.it.signed.Permit != nil }
+
+// serves reports whether a lane takes what goes alone, or the rest. With
+// several lanes the last one is for the former, so that what accounts with
+// code do to it holds up nobody else.
+func (e *Engine) serves(l *lane, alone bool) bool {
 	if len(e.own) == 1 {
 		return true
 	}
-	return (l == e.own[len(e.own)-1]) == contract
+	return (l == e.own[len(e.own)-1]) == alone
+}
+
+// nextAlone takes the next ticket that goes alone, and in this lane, out of its
+// queue, or returns nil. It is called with mu held. bound says to take only
+// those that can go in no other lane.
+func (e *Engine) nextAlone(l *lane, bound bool) *ticket {
+	for i := 0; i < len(e.lonely); i++ {
+		t := e.lonely[i]
+		sender := t.it.signed.Sender
+		switch {
+		case t.isWithdrawn():
+		case sender == l.address, sender == (common.Address{}) && !bound && e.serves(l, true):
+			e.lonely = slices.Delete(e.lonely, i, i+1)
+			return t
+		default:
+			continue
+		}
+		e.lonely = slices.Delete(e.lonely, i, i+1)
+		i--
+	}
+	return nil
 }
 
 // fetch takes what a lane is to carry in its next transaction out of the
-// queues: as many plain accounts as may go together, or one with code.
+// queues: one that goes alone, or as many others as may go together.
 func (e *Engine) fetch(l *lane) []*ticket {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if l.refused != nil {
-		for _, other := range e.own {
-			if other.refused == nil && e.serves(other, e.serves(l, true)) {
-				return nil
-			}
-		}
-	}
-	if e.serves(l, true) && !(l.alternate && len(e.plain) > 0 && e.serves(l, false)) {
-		for len(e.contracts) > 0 {
-			t := e.contracts[0]
-			e.contracts = e.contracts[1:]
-			if !t.isWithdrawn() {
-				l.alternate = true
-				return []*ticket{t}
-			}
+	bound := l.refused != nil && slices.ContainsFunc(e.own, func(other *lane) bool {
+		return other.refused == nil && e.serves(other, e.serves(l, true))
+	})
+	if !(l.alternate && len(e.plain) > 0 && e.serves(l, false)) {
+		if t := e.nextAlone(l, bound); t != nil {
+			l.alternate = true
+			return []*ticket{t}
 		}
 	}
 	l.alternate = false
-	if !e.serves(l, false) {
+	if bound || !e.serves(l, false) {
 		return nil
 	}
 	var tickets []*ticket
@@ -205,8 +227,8 @@ func (e *Engine) drive(ctx context.Context, l *lane) {
 // turnAway ends the wait of everybody who is queued.
 func (e *Engine) turnAway() {
 	e.mu.Lock()
-	tickets := append(e.plain, e.contracts...)
-	e.plain, e.contracts = nil, nil
+	tickets := append(e.plain, e.lonely...)
+	e.plain, e.lonely = nil, nil
 	e.mu.Unlock()
 	for _, t := range tickets {
 		t.finish("waiting for a lane", errStopped)
@@ -262,18 +284,18 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 	codes := make([]*chain.Code, len(tickets))
 	for i, t := range tickets {
 		if t.rehearsed != head.Hash {
-			codes[i] = &chain.Code{Address: t.it.transfer.From}
+			codes[i] = &chain.Code{Address: t.it.signed.Payer}
 			questions = append(questions, codes[i])
 		}
 	}
-	run := &chain.Call{Msg: e.message(l, tickets[0].it.token, tickets[0].it.transfer.Calldata(), e.MaxGas, p)}
+	run := &chain.Call{Msg: e.message(l, tickets[0].it.spend(), e.MaxGas, p)}
 	if alone && len(questions) > 0 {
 		questions = append(questions, run)
 	}
 	if len(questions) == 0 {
 		return tickets
 	}
-	const doing = "simulating the transfer"
+	const doing = "simulating the payment"
 	if err := e.Chain.Ask(ctx, questions...); err != nil {
 		finishAll(tickets, doing, err)
 		return nil
@@ -281,7 +303,7 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 	var rest []*ticket
 	for i, t := range tickets {
 		switch code := codes[i]; {
-		case code == nil || t.contract:
+		case code == nil || t.alone():
 			rest = append(rest, t)
 		case code.Err != nil:
 			t.finish(doing, code.Err)
@@ -322,7 +344,7 @@ func (e *Engine) fit(ctx context.Context, l *lane, tickets []*ticket, head chain
 	halved := false
 	for len(tickets) > 1 {
 		gas, err := e.Chain.EstimateGas(ctx, ethereum.CallMsg{
-			From: l.address, To: &evm.Multicall3, Data: evm.BatchCalldata(calls(itemsOf(tickets)), false), GasFeeCap: p.feeCap, GasTipCap: p.tip,
+			From: l.address, To: &evm.Multicall3, Data: batch(itemsOf(tickets), false).Data, GasFeeCap: p.feeCap, GasTipCap: p.tip,
 		})
 		_, reverts := errors.AsType[*chain.RevertError](err)
 		switch {
@@ -366,7 +388,7 @@ func (e *Engine) guess(ctx context.Context, l *lane, tickets []*ticket, limit ui
 		return 0, false
 	}
 	gas += gas * gasMargin / 100
-	run := &chain.Call{Msg: e.message(l, evm.Multicall3, evm.BatchCalldata(calls(itemsOf(tickets)), false), gas, p)}
+	run := &chain.Call{Msg: e.message(l, batch(itemsOf(tickets), false), gas, p)}
 	err := e.Chain.Ask(ctx, run)
 	return gas, err == nil && run.Err == nil
 }
@@ -386,7 +408,7 @@ func (e *Engine) putBack(tickets []*ticket, n int) []*ticket {
 // simulated alone: those that fail are finished, those that do not are queued
 // to go alone.
 func (e *Engine) sift(ctx context.Context, l *lane, tickets []*ticket, head chain.Head, p price) ([]*ticket, error) {
-	run := &chain.Call{Msg: e.message(l, evm.Multicall3, evm.BatchCalldata(calls(itemsOf(tickets)), true), min(maxTxGas, head.GasLimit), p)}
+	run := &chain.Call{Msg: e.message(l, batch(itemsOf(tickets), true), min(maxTxGas, head.GasLimit), p)}
 	if err := e.Chain.Ask(ctx, run); err != nil {
 		return nil, err
 	}
@@ -408,7 +430,7 @@ func (e *Engine) sift(ctx context.Context, l *lane, tickets []*ticket, head chai
 			continue
 		}
 		badly = append(badly, t)
-		questions = append(questions, &chain.Call{Msg: e.message(l, t.it.token, t.it.transfer.Calldata(), e.MaxGas, p)})
+		questions = append(questions, &chain.Call{Msg: e.message(l, t.it.spend(), e.MaxGas, p)})
 	}
 	if len(badly) == 0 {
 		return tickets, nil

@@ -59,11 +59,18 @@ type Chain interface {
 	Receipt(ctx context.Context, tx common.Hash) (*types.Receipt, error)
 	Logs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log, error)
 
-	// Witness is Receipt, and AgreeAt is AskAt of one question, as a number of
+	// Transaction returns a transaction, nil without an error for one that the
+	// nodes do not know, and Trace the calls that it made. Trace fails where
+	// nodes do not trace.
+	Transaction(ctx context.Context, hash common.Hash) (*types.Transaction, error)
+	Trace(ctx context.Context, hash common.Hash, nodes int) ([]chain.InnerCall, error)
+
+	// Witness is Receipt, WitnessLogs is Logs, and AgreeAt is AskAt of one question, as a number of
 	// nodes show it alike. Reached returns a block that is far enough and that
 	// they have, when as many say that their block with the tag is as far.
 	// All of them fail where fewer do.
 	Witness(ctx context.Context, tx common.Hash, nodes int) (*types.Receipt, error)
+	WitnessLogs(ctx context.Context, q ethereum.FilterQuery, nodes int) ([]types.Log, error)
 	AgreeAt(ctx context.Context, nodes int, block common.Hash, question chain.Request) error
 	Reached(ctx context.Context, nodes int, tag chain.Tag, enough func(chain.Head) bool) (chain.Head, error)
 
@@ -134,13 +141,13 @@ type Engine struct {
 	reconciling sync.Mutex    // held by Reconcile
 	perItem     atomic.Uint64 // gas of one transfer in the batch that was estimated last; 0 before
 
-	mu        sync.Mutex
-	watched   map[payment.Key]*item    // guarded by mu: every payment that does not rest
-	lanes     map[common.Address]*lane // guarded by mu: those of the ledger, too
-	plain     []*ticket                // guarded by mu: the queue of plain accounts
-	contracts []*ticket                // guarded by mu: the queue of accounts with code
-	accounts  map[account]uint64       // guarded by mu: who is paid, and the block before the first payment
-	horizon   horizon                  // guarded by mu
+	mu       sync.Mutex
+	watched  map[payment.Key]*item    // guarded by mu: every payment that does not rest
+	lanes    map[common.Address]*lane // guarded by mu: those of the ledger, too
+	plain    []*ticket                // guarded by mu: the queue of plain accounts
+	lonely   []*ticket                // guarded by mu: the queue of what goes alone
+	accounts map[account]uint64       // guarded by mu: who is paid, and the block before the first payment
+	horizon  horizon                  // guarded by mu
 
 	life context.Context // ends with Stop
 	stop context.CancelFunc
@@ -284,13 +291,12 @@ func (s *signal) fire() {
 // A Job is one payment to settle. Its record is stored in a state from which
 // it can be settled, and is owned by the caller.
 type Job struct {
-	Record   ledger.Record
-	Transfer *evm.Transfer
-	Token    payment.Token
-	Charge   payment.Amount
-	Until    payment.Finality
+	Record ledger.Record
+	Signed *evm.Instrument
+	Charge payment.Amount // one that Signed lets be charged, and not zero
+	Until  payment.Finality
 
-	// Rehearsed is the hash of the block after which the transfer, as Message
+	// Rehearsed is the hash of the block after which the payment, as Message
 	// has it, went well and its payer had no code. While that is the latest
 	// block it is not simulated again. Zero if there is none.
 	Rehearsed common.Hash
@@ -308,7 +314,7 @@ type Job struct {
 // it was; one that is, that the outcome is not known yet. The engine goes on
 // watching then.
 func (e *Engine) Settle(ctx context.Context, j Job) (*payment.Settlement, error) {
-	it := newItem(j.Record, j.Transfer, common.HexToAddress(j.Token.Address), j.Until, j.Charge)
+	it := newItem(j.Record, j.Signed, j.Until, j.Charge)
 	t := &ticket{it: it, rehearsed: j.Rehearsed, contract: j.Contract, most: e.MaxBatch, done: make(chan struct{})}
 	if err := e.enqueue(t, false); err != nil {
 		return nil, unavailable(j, "waiting for a lane", err)
@@ -360,13 +366,13 @@ func (e *Engine) doubt(l *lane, err error) {
 // broadcast by us; but somebody else may have submitted this very
 // authorization, and then the money has moved.
 func (e *Engine) reverted(ctx context.Context, j Job, revert *chain.RevertError) (*payment.Settlement, error) {
-	it := newItem(j.Record, j.Transfer, common.HexToAddress(j.Token.Address), j.Until, j.Charge)
+	it := newItem(j.Record, j.Signed, j.Until, j.Charge)
 	used, err := e.usedByNow(ctx, it)
 	if err != nil {
 		return nil, unavailable(j, "asking whether the authorization was used", err)
 	}
 	if !used {
-		return nil, &payment.InvalidError{Reason: payment.EVMSimulationFailed, Message: revert.Reason, Payer: j.Record.Payer}
+		return nil, &payment.InvalidError{Reason: j.refusal(revert), Message: revert.Reason, Payer: j.Record.Payer}
 	}
 	// By what it was used shows when the block is known here, too.
 	for wait := firstPause; ; wait = longer(wait) {
@@ -379,7 +385,7 @@ func (e *Engine) reverted(ctx context.Context, j Job, revert *chain.RevertError)
 				return e.await(ctx, it, false)
 			}
 		case err == nil && sight.Fate == evm.Spent:
-			return nil, &payment.InvalidError{Reason: payment.EVMNonceUsed, Message: "the authorization was used or cancelled", Payer: j.Record.Payer}
+			return nil, &payment.InvalidError{Reason: j.Signed.Reasons().Used, Message: "the authorization was used or cancelled", Payer: j.Record.Payer}
 		}
 		pause(ctx, nil, wait)
 		if ctx.Err() != nil {
@@ -387,6 +393,14 @@ func (e *Engine) reverted(ctx context.Context, j Job, revert *chain.RevertError)
 			return nil, &payment.UnavailableError{Doing: "searching for what used the authorization", Err: errors.Join(ctx.Err(), err), Pending: true, Transaction: r.Transaction(), Payer: r.Payer}
 		}
 	}
+}
+
+// refusal is the code for a payment that reverts.
+func (j *Job) refusal(revert *chain.RevertError) payment.Reason {
+	if reason, ok := evm.PermitRevert(revert.Data); ok && j.Signed.Permit != nil {
+		return reason
+	}
+	return j.Signed.Reasons().Simulation
 }
 
 // unavailable is the error of a step before the broadcast. Only when the disk

@@ -680,7 +680,7 @@ func (w *world) claimOrGet(transfer *evm.Transfer) settle.Job {
 	if err != nil {
 		return w.claim(transfer, payment.Included)
 	}
-	return settle.Job{Record: r, Transfer: transfer, Token: w.offer.Amount.Token(), Charge: w.offer.Amount}
+	return settle.Job{Record: r, Signed: evm.OfTransfer(common.HexToAddress(w.offer.Amount.Token().Address), transfer), Charge: w.offer.Amount}
 }
 
 func TestLaneWhoseKeyComesToBeUsedElsewhereIsRefused(t *testing.T) {

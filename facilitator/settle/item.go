@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
@@ -14,10 +12,9 @@ import (
 
 // An item is a payment that the engine watches.
 type item struct {
-	transfer *evm.Transfer
-	token    common.Address
-	until    payment.Finality
-	charge   payment.Amount
+	signed *evm.Instrument
+	until  payment.Finality
+	charge payment.Amount
 
 	// turn holds one token. Whoever has it may ask the chain about the item,
 	// so that waiters and the watcher do not ask twice at once.
@@ -34,8 +31,8 @@ type item struct {
 	changed  chan struct{} // guarded by mu: closed at the next change of record
 }
 
-func newItem(r ledger.Record, t *evm.Transfer, token common.Address, until payment.Finality, charge payment.Amount) *item {
-	it := &item{transfer: t, token: token, until: until, charge: charge, record: r, turn: make(chan struct{}, 1), changed: make(chan struct{})}
+func newItem(r ledger.Record, signed *evm.Instrument, until payment.Finality, charge payment.Amount) *item {
+	it := &item{signed: signed, until: until, charge: charge, record: r, turn: make(chan struct{}, 1), changed: make(chan struct{})}
 	it.turn <- struct{}{}
 	return it
 }
@@ -46,7 +43,7 @@ func (e *Engine) itemOf(r ledger.Record) (*item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("settle: reading the stored request of payment %s: %w", r.Key, err)
 	}
-	t, err := evm.Decode(p.Payload)
+	signed, err := evm.ReadInstrument(p, o)
 	if err != nil {
 		return nil, fmt.Errorf("settle: reading the stored authorization of payment %s: %w", r.Key, err)
 	}
@@ -58,13 +55,16 @@ func (e *Engine) itemOf(r ledger.Record) (*item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("settle: the stored charge of payment %s %w", r.Key, err)
 	}
-	return newItem(r, t, common.HexToAddress(o.Amount.Token().Address), until, charge), nil
+	return newItem(r, signed, until, charge), nil
 }
 
 func (it *item) snapshot() ledger.Record {
 	r, _ := it.current()
 	return r
 }
+
+// spend is the call that moves the item's money.
+func (it *item) spend() evm.Call { return it.signed.Spend(it.charge.Big()) }
 
 // current returns the record, and a channel that is closed when it changes.
 func (it *item) current() (ledger.Record, <-chan struct{}) {
@@ -165,7 +165,7 @@ func (it *item) look() int {
 func (it *item) outcome(r ledger.Record, enough bool) (*payment.Settlement, error) {
 	switch {
 	case r.State == ledger.Dead:
-		return nil, &payment.InvalidError{Reason: payment.EVMTransactionFailed, Message: r.Reason, Payer: r.Payer}
+		return nil, &payment.InvalidError{Reason: it.signed.Reasons().Failed, Message: r.Reason, Payer: r.Payer}
 	case enough:
 		return &payment.Settlement{Network: r.Network, Transaction: r.Transaction(), Payer: r.Payer, Amount: it.charge}, nil
 	}

@@ -331,19 +331,25 @@ func (e *Engine) sign(ctx context.Context, l *lane, nonce uint64, to common.Addr
 	}, nil
 }
 
-// Message returns a call to a token as the lane will send it, with real fees,
-// for simulation. Wallets that behave differently when gas is free are seen
-// through this way.
-func (e *Engine) Message(ctx context.Context, token common.Address, data []byte) (ethereum.CallMsg, error) {
+// Message returns the call that charges an amount as the lane will send it,
+// with real fees, for simulation. Wallets that behave differently when gas is
+// free are seen through this way.
+func (e *Engine) Message(ctx context.Context, signed *evm.Instrument, charge *big.Int) (ethereum.CallMsg, error) {
 	p, err := e.price(ctx)
 	if err != nil {
 		return ethereum.CallMsg{}, err
 	}
-	return e.message(e.own[0], token, data, e.MaxGas, p), nil
+	l := e.own[0]
+	for _, other := range e.own {
+		if other.address == signed.Sender {
+			l = other
+		}
+	}
+	return e.message(l, signed.Spend(charge), e.MaxGas, p), nil
 }
 
-func (e *Engine) message(l *lane, to common.Address, data []byte, gas uint64, p price) ethereum.CallMsg {
-	return ethereum.CallMsg{From: l.address, To: &to, Data: data, Gas: gas, GasFeeCap: p.feeCap, GasTipCap: p.tip}
+func (e *Engine) message(l *lane, call evm.Call, gas uint64, p price) ethereum.CallMsg {
+	return ethereum.CallMsg{From: l.address, To: &call.To, Data: call.Data, Gas: gas, GasFeeCap: p.feeCap, GasTipCap: p.tip}
 }
 
 // intend takes the lane's next nonce for some items and stores the signed
@@ -354,7 +360,7 @@ func (e *Engine) intend(ctx context.Context, l *lane, items []*item, gas uint64,
 	if err != nil {
 		return nil, err
 	}
-	to, data := payload(items)
+	call := payload(items)
 	records := make([]ledger.Record, len(items))
 	for i, it := range items {
 		records[i] = it.snapshot()
@@ -368,7 +374,7 @@ func (e *Engine) intend(ctx context.Context, l *lane, items []*item, gas uint64,
 	}
 	defer end()
 	for {
-		attempt, err := e.sign(ctx, l, state.Next, to, data, gas, p)
+		attempt, err := e.sign(ctx, l, state.Next, call.To, call.Data, gas, p)
 		if err != nil {
 			return nil, err
 		}
@@ -410,20 +416,21 @@ func (e *Engine) intend(ctx context.Context, l *lane, items []*item, gas uint64,
 	}
 }
 
-// payload returns the call that spends the authorizations of items.
-func payload(items []*item) (to common.Address, data []byte) {
+// payload returns the call that spends what the items' payers have signed.
+func payload(items []*item) evm.Call {
 	if len(items) == 1 {
-		return items[0].token, items[0].transfer.Calldata()
+		return items[0].spend()
 	}
-	return evm.Multicall3, evm.BatchCalldata(calls(items), true)
+	return batch(items, true)
 }
 
-func calls(items []*item) []evm.TokenCall {
-	list := make([]evm.TokenCall, len(items))
+// batch returns the call that spends several authorizations.
+func batch(items []*item, allowFailure bool) evm.Call {
+	list := make([]*evm.Instrument, len(items))
 	for i, it := range items {
-		list[i] = evm.TokenCall{Token: it.token, Transfer: it.transfer}
+		list[i] = it.signed
 	}
-	return list
+	return evm.Call{To: evm.Multicall3, Data: evm.BatchCalldata(list, allowFailure)}
 }
 
 // decode reads back what an attempt has signed.

@@ -32,7 +32,7 @@ func (q Quorum) wanted(it *item) bool {
 	if q.Nodes < 2 {
 		return false
 	}
-	above, ok := q.Above[it.token]
+	above, ok := q.Above[it.signed.Token]
 	return !ok || it.charge.Big().Cmp(above) >= 0
 }
 
@@ -51,22 +51,18 @@ func (e *Engine) agreed(ctx context.Context, it *item, r *ledger.Record, step St
 	case final || it.until == payment.Finalized:
 		// A block in which it can still be used proves no death.
 		h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, chain.Finalized, func(h chain.Head) bool {
-			return h.Number >= s.Found.Block && (s.Fate != evm.Untouched || h.Time >= validBefore(it))
+			return h.Number >= s.Found.Block && (s.Fate != evm.Untouched || h.Time >= it.signed.Expiry)
 		})
 		if err != nil {
 			return err
 		}
 		seen.Finalized, seen.FinalizedTime = h.Number, h.Time
 		if s.Fate == evm.Untouched {
-			used := it.stateCall()
-			if err := e.Chain.AgreeAt(ctx, e.Quorum.Nodes, h.Hash, used); err != nil {
-				return err
-			}
-			yes, err := truth(used)
+			used, err := e.usedByMany(ctx, it, h.Hash)
 			if err != nil {
 				return err
 			}
-			seen.Complete = !yes
+			seen.Complete = !used
 		}
 	case it.until == payment.Safe:
 		h, err := e.Chain.Reached(ctx, e.Quorum.Nodes, chain.Safe, func(h chain.Head) bool { return h.Number >= s.Found.Block })
@@ -81,18 +77,61 @@ func (e *Engine) agreed(ctx context.Context, it *item, r *ledger.Record, step St
 		}
 		seen.Head = h.Number
 	}
-	if s.Fate != evm.Untouched {
+	switch {
+	case s.Fate == evm.Untouched:
+	case s.Found.Transaction == "": // a nonce that is used without a payment
+		if err := e.unpaidByMany(ctx, it, r, s, &seen); err != nil {
+			return err
+		}
+	default:
 		receipt, err := e.Chain.Witness(ctx, common.HexToHash(s.Found.Transaction), e.Quorum.Nodes)
 		if err != nil {
 			return err
 		}
 		if receipt != nil && receipt.BlockHash.Hex() == s.Found.BlockHash {
-			seen.read(it, receipt, logsOf(receipt))
+			if err := e.read(ctx, it, receipt, logsOf(receipt), nil, e.Quorum.Nodes, &seen); err != nil {
+				return err
+			}
 		}
 	}
-	if got := Decide(r, it.until, validBefore(it), seen); got.To != step.To || !same(got.Found, step.Found) {
+	if got := Decide(r, it.until, it.signed.Expiry, seen); got.To != step.To || !same(got.Found, step.Found) {
 		return fmt.Errorf("%d nodes do not show that payment %s is %s: one node alone says so", e.Quorum.Nodes, r.Key, step.To)
 	}
+	return nil
+}
+
+// usedByMany is usedAt by the word of the quorum.
+func (e *Engine) usedByMany(ctx context.Context, it *item, block common.Hash) (bool, error) {
+	used := it.usedCall()
+	if err := e.Chain.AgreeAt(ctx, e.Quorum.Nodes, block, used); err != nil {
+		return false, err
+	}
+	return it.used(used)
+}
+
+// unpaidByMany notes in seen, if the quorum shows it, that a nonce is used and
+// that nothing up to the block where it is has paid by it.
+func (e *Engine) unpaidByMany(ctx context.Context, it *item, r *ledger.Record, s Sight, seen *Sight) error {
+	used, err := e.usedByMany(ctx, it, common.HexToHash(s.Found.BlockHash))
+	if err != nil || !used {
+		return err
+	}
+	head, err := e.Chain.Head()
+	if err != nil {
+		return err
+	}
+	h, err := e.finality(ctx, head)
+	if err != nil {
+		return err
+	}
+	logs, err := e.Chain.WitnessLogs(ctx, it.uses(since(r, h), s.Found.Block), e.Quorum.Nodes)
+	if err != nil {
+		return err
+	}
+	if err := e.judgeAll(ctx, it, logs, e.Quorum.Nodes, seen); err != nil || seen.Fate != evm.Untouched {
+		return err
+	}
+	seen.Fate, seen.Found = evm.Spent, s.Found
 	return nil
 }
 

@@ -145,7 +145,7 @@ func (e *Engine) report(d Difference) {
 func (e *Engine) pays(it *item) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	a := account{it.token, it.transfer.To}
+	a := account{it.signed.Token, it.signed.Payee}
 	if _, known := e.accounts[a]; !known {
 		e.accounts[a] = it.snapshot().IntentBlock
 	}
@@ -236,12 +236,16 @@ func (e *Engine) judge(ctx context.Context, a account, l types.Log, receipt *typ
 		Kind: Plain, Network: e.network, Token: a.token, PayTo: a.payTo, Payer: common.BytesToAddress(l.Topics[1][:]),
 		Units: new(big.Int).SetBytes(l.Data).String(), Transaction: l.TxHash.Hex(), Block: l.BlockNumber, LogIndex: l.Index,
 	}
-	nonce, ok := authorization(l, receipt)
-	if !ok {
+	id, _ := e.network.ChainID()
+	if nonce, ok := authorization(l, receipt); ok {
+		d.Key = (&evm.Authorization{From: d.Payer, Nonce: nonce}).Key(id, a.token)
+	} else if permit, err := e.permit(ctx, l, receipt); err != nil {
+		return nil, err
+	} else if permit != nil {
+		d.Key = permit.Key(id)
+	} else {
 		return d, nil
 	}
-	id, _ := e.network.ChainID()
-	d.Key = (&evm.Authorization{From: d.Payer, Nonce: nonce}).Key(id, a.token)
 	r, err := e.Ledger.Get(ctx, d.Key)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
@@ -270,17 +274,31 @@ func authorization(l types.Log, receipt *types.Receipt) (nonce [32]byte, ok bool
 	return nonce, false
 }
 
+// permit returns the permit by which a transfer was made, or nil.
+func (e *Engine) permit(ctx context.Context, l types.Log, receipt *types.Receipt) (*evm.Permit, error) {
+	logs := logsOf(receipt)
+	if !evm.SettlesPermits(logs) {
+		return nil, nil
+	}
+	calls, err := e.calls(ctx, receipt.TxHash, 1)
+	if err != nil {
+		return nil, err
+	}
+	permit, _ := evm.PermitAt(calls, logs, l.Index)
+	return permit, nil
+}
+
 // missing returns the payments that the ledger holds for settled in some
 // final blocks and that were not found there.
 func (e *Engine) missing(ctx context.Context, a account, from, to uint64, found map[place]bool) ([]Difference, error) {
 	var differences []Difference
 	check := func(r *ledger.Record) {
 		it, err := e.itemOf(*r)
-		if err != nil || (account{it.token, it.transfer.To}) != a || found[place{r.Included.Transaction, r.Included.LogIndex}] {
+		if err != nil || (account{it.signed.Token, it.signed.Payee}) != a || found[place{r.Included.Transaction, r.Included.LogIndex}] {
 			return
 		}
 		differences = append(differences, Difference{
-			Kind: Missing, Network: e.network, Token: a.token, PayTo: a.payTo, Payer: it.transfer.From, Units: r.Charge, Key: r.Key,
+			Kind: Missing, Network: e.network, Token: a.token, PayTo: a.payTo, Payer: it.signed.Payer, Units: r.Charge, Key: r.Key,
 			Transaction: r.Included.Transaction, Block: r.Included.Block, LogIndex: r.Included.LogIndex,
 		})
 	}

@@ -356,7 +356,7 @@ func (e *Engine) useless(ctx context.Context, s *ledger.Slot, head chain.Head) (
 func (it *item) wants(s *ledger.Slot, head chain.Head) bool {
 	r, spent := it.progress()
 	switch {
-	case spent || r.State.Resting() || head.Time >= validBefore(it):
+	case spent || r.State.Resting() || head.Time >= it.signed.Expiry:
 		return false
 	case r.Included == nil:
 		return true

@@ -281,7 +281,7 @@ func (e *Engine) examine(ctx context.Context, it *item, d depth) error {
 			return err
 		}
 		it.saw(sight.Fate)
-		step := Decide(&r, it.until, validBefore(it), sight)
+		step := Decide(&r, it.until, it.signed.Expiry, sight)
 		if step.To == r.State && same(step.Found, r.Included) {
 			if step.Retry {
 				e.again(it, &r)
@@ -330,7 +330,7 @@ const maxSlots = 3
 func (e *Engine) again(it *item, seen *ledger.Record) {
 	r := it.snapshot()
 	head, err := e.Chain.Head()
-	if err != nil || len(r.Slots) != len(seen.Slots) || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > validBefore(it) || !it.retry(e.Now()) {
+	if err != nil || len(r.Slots) != len(seen.Slots) || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > it.signed.Expiry || !it.retry(e.Now()) {
 		return
 	}
 	t := &ticket{it: it, most: 1, retry: true, done: make(chan struct{})}
@@ -399,7 +399,7 @@ func (e *Engine) look(ctx context.Context, it *item, r *ledger.Record, d depth) 
 	if s.Fate == evm.Paid && r.State != ledger.Settled && countable(it.until) {
 		return s, e.confirm(ctx, it, &s, head, horizon{})
 	}
-	if s.Fate == evm.Untouched && !search && r.Included == nil && head.Time < validBefore(it) {
+	if s.Fate == evm.Untouched && !search && r.Included == nil && head.Time < it.signed.Expiry {
 		return s, nil // on its way; nothing else can be known yet
 	}
 	h, err := e.finality(ctx, head)
@@ -407,7 +407,7 @@ func (e *Engine) look(ctx context.Context, it *item, r *ledger.Record, d depth) 
 		return Sight{}, err
 	}
 	s.Safe, s.Finalized, s.FinalizedTime = h.safe.Number, h.finalized.Number, h.finalized.Time
-	expired := s.FinalizedTime >= validBefore(it)
+	expired := s.FinalizedTime >= it.signed.Expiry
 	if s.Fate == evm.Untouched && (search || expired || r.Included != nil) {
 		if err := e.search(ctx, it, r, h, &s); err != nil {
 			return Sight{}, err
@@ -459,15 +459,15 @@ func (e *Engine) lookAtSlot(ctx context.Context, it *item, ref ledger.SlotRef, h
 		if receipt == nil || err != nil {
 			return used, err
 		}
-		s.read(it, receipt, logsOf(receipt))
-		return true, nil
+		return true, e.read(ctx, it, receipt, logsOf(receipt), nil, 1, s)
 	}
 	receipt, logs, err := e.receipt(ctx, known)
 	if receipt == nil || err != nil {
 		return used, err
 	}
-	s.read(it, receipt, logs)
-	return true, nil
+	// Whatever is in a block of this nonce is ours, and does what the item
+	// asks for, or nothing and has no logs.
+	return true, e.read(ctx, it, receipt, logs, []evm.Call{it.spend()}, 1, s)
 }
 
 func countable(f payment.Finality) bool {
@@ -520,7 +520,7 @@ func (e *Engine) due(ctx context.Context, it *item, head chain.Head) bool {
 	if r.State == ledger.Settled && r.Included != nil {
 		return r.Included.Block <= h.finalized.Number || !e.anchor(ctx, it, r.Included, head)
 	}
-	return h.finalized.Time >= validBefore(it)
+	return h.finalized.Time >= it.signed.Expiry
 }
 
 // anchor reports whether the block with an item's transfer is on the way to
@@ -550,51 +550,81 @@ func (e *Engine) anchor(ctx context.Context, it *item, found *ledger.Inclusion, 
 	return true
 }
 
-// search asks the token whether the authorization has been used, and if so,
-// reads its logs since the payment was decided on for what used it.
+// search asks whether the nonce has been used, and if so, reads the logs since
+// the payment was decided on for what used it. With nodes above 1 as many must
+// show them.
 func (e *Engine) search(ctx context.Context, it *item, r *ledger.Record, h horizon, s *Sight) error {
-	used := it.stateCall()
-	if err := e.Chain.AskAt(ctx, h.head.Hash, used); err != nil {
-		return err
-	}
-	yes, err := truth(used)
+	used, err := e.usedAt(ctx, it, h.head.Hash)
 	if err != nil {
 		return err
 	}
-	if !yes {
+	if !used {
 		s.Complete = true
 		return nil
 	}
-	logs, err := e.Chain.Logs(ctx, ethereum.FilterQuery{
-		FromBlock: new(big.Int).SetUint64(since(r, h)),
-		Addresses: []common.Address{it.token},
-		Topics: [][]common.Hash{
-			{evm.TopicAuthorizationUsed, evm.TopicAuthorizationCanceled},
-			{common.BytesToHash(it.transfer.From[:])},
-			{it.transfer.Nonce},
-		},
-	})
+	q := it.uses(since(r, h), h.head.Number)
+	logs, err := e.Chain.Logs(ctx, q)
 	if err != nil {
 		return err
 	}
+	if err := e.judgeAll(ctx, it, logs, 1, s); err != nil {
+		return err
+	}
+	s.Head = max(s.Head, s.Found.Block)
+	if s.Fate != evm.Untouched || it.signed.Permit == nil {
+		return nil
+	}
+	// A payment by Permit2 would have left a Transfer, and none that is there
+	// is one. Where that is final the nonce was used by something else.
+	s.Fate, s.Found = evm.Spent, ledger.Inclusion{Block: h.head.Number, BlockHash: h.head.Hash.Hex()}
+	if h.finalized.Hash == (common.Hash{}) {
+		return nil
+	}
+	if used, err = e.usedAt(ctx, it, h.finalized.Hash); err == nil && used {
+		s.Found = ledger.Inclusion{Block: h.finalized.Number, BlockHash: h.finalized.Hash.Hex()}
+	}
+	return err
+}
+
+// uses is the filter for the logs that lead to what may have used the item's
+// nonce in some blocks.
+func (it *item) uses(from, to uint64) ethereum.FilterQuery {
+	return ethereum.FilterQuery{
+		FromBlock: new(big.Int).SetUint64(from), ToBlock: new(big.Int).SetUint64(to),
+		Addresses: []common.Address{it.signed.Token}, Topics: it.signed.Uses(),
+	}
+}
+
+// judgeAll reads the transactions that logs are of, until one has paid. With nodes
+// above 1 as many must show each.
+func (e *Engine) judgeAll(ctx context.Context, it *item, logs []types.Log, nodes int, s *Sight) error {
+	judged := map[common.Hash]bool{}
 	for _, l := range logs {
-		if l.Removed {
+		if l.Removed || judged[l.TxHash] {
 			continue
 		}
-		receipt, err := e.Chain.Receipt(ctx, l.TxHash)
+		judged[l.TxHash] = true
+		receipt, err := e.receiptBy(ctx, l.TxHash, nodes)
 		if err != nil {
 			return err
 		}
 		if receipt == nil {
 			return fmt.Errorf("transaction %s has logs but no receipt: a node lags behind", l.TxHash)
 		}
-		s.read(it, receipt, logsOf(receipt))
-		s.Head = max(s.Head, s.Found.Block)
-		if s.Fate == evm.Paid {
-			return nil
+		if err := e.read(ctx, it, receipt, logsOf(receipt), nil, nodes, s); err != nil || s.Fate == evm.Paid {
+			return err
 		}
 	}
 	return nil
+}
+
+// receiptBy is the receipt of a transaction, of which so many nodes must show
+// the same, or nil.
+func (e *Engine) receiptBy(ctx context.Context, tx common.Hash, nodes int) (*types.Receipt, error) {
+	if nodes > 1 {
+		return e.Chain.Witness(ctx, tx, nodes)
+	}
+	return e.Chain.Receipt(ctx, tx)
 }
 
 // lookBack is how many blocks before a payment was decided on the search
@@ -616,55 +646,89 @@ func since(r *ledger.Record, h horizon) uint64 {
 	return from - min(from, lookBack)
 }
 
-// read takes what one receipt with its logs says about the item.
-func (s *Sight) read(it *item, receipt *types.Receipt, logs []evm.Log) {
+// read takes what one receipt with its logs says about the item. sent are the
+// transaction's calls where they are known; they are asked for where they are
+// needed and nil.
+func (e *Engine) read(ctx context.Context, it *item, receipt *types.Receipt, logs []evm.Log, sent []evm.Call, nodes int, s *Sight) error {
 	if receipt.Status != types.ReceiptStatusSuccessful {
-		return
+		return nil
 	}
-	fate, index := it.transfer.Look(it.token, logs)
+	if sent == nil && it.signed.Permit != nil && evm.SettlesPermits(logs) {
+		var err error
+		if sent, err = e.calls(ctx, receipt.TxHash, nodes); err != nil {
+			return err
+		}
+	}
+	fate, moved, at := it.signed.Judge(sent, logs)
 	if fate == evm.Untouched {
-		return
+		return nil
+	}
+	if fate == evm.Paid && moved.Cmp(it.charge.Big()) != 0 {
+		e.Logger.Error("a payment moved another amount than was charged", "payment", it.key().String(), "tx", receipt.TxHash.Hex(), "moved", moved.String(), "units", it.charge.Units())
 	}
 	s.Fate = fate
 	s.Found = ledger.Inclusion{
 		Transaction: receipt.TxHash.Hex(), Block: receipt.BlockNumber.Uint64(),
-		BlockHash: receipt.BlockHash.Hex(), LogIndex: index,
+		BlockHash: receipt.BlockHash.Hex(), LogIndex: at,
 	}
+	return nil
 }
 
-// usedByNow asks the token whether the authorization's nonce is used, in
-// whatever block the node has just now.
+// calls returns the calls that a transaction made: its own if that settles a
+// permit, else all of them, which only a trace shows. What a transaction's own
+// call is follows from its hash; a trace must be shown by so many nodes.
+func (e *Engine) calls(ctx context.Context, hash common.Hash, nodes int) ([]evm.Call, error) {
+	tx, err := e.Chain.Transaction(ctx, hash)
+	switch {
+	case errors.Is(err, chain.ErrForeignTransaction):
+	case err != nil:
+		return nil, err
+	case tx == nil:
+		return nil, fmt.Errorf("transaction %s has a receipt, but a node does not know it", hash)
+	case tx.To() != nil && (*tx.To() == evm.ExactProxy || *tx.To() == evm.UptoProxy):
+		return []evm.Call{{To: *tx.To(), Data: tx.Data()}}, nil
+	}
+	inner, err := e.Chain.Trace(ctx, hash, max(1, nodes))
+	if err != nil {
+		return nil, fmt.Errorf("transaction %s settles a permit in an inner call, which must be traced: %w", hash, err)
+	}
+	calls := make([]evm.Call, len(inner))
+	for i, c := range inner {
+		calls[i] = evm.Call{To: c.To, Data: c.Data}
+	}
+	return calls, nil
+}
+
+// usedByNow asks whether the item's nonce is used, in whatever block the node
+// has just now, and usedAt after a block, which must be canonical.
 func (e *Engine) usedByNow(ctx context.Context, it *item) (bool, error) {
-	used := it.stateCall()
+	used := it.usedCall()
 	if err := e.Chain.Ask(ctx, used); err != nil {
 		return false, err
 	}
-	return truth(used)
+	return it.used(used)
 }
 
-// stateCall is the question to the token whether the nonce is used.
-func (it *item) stateCall() *chain.Call {
-	return &chain.Call{Msg: ethereum.CallMsg{To: &it.token, Data: it.transfer.AuthorizationStateCall()}}
+func (e *Engine) usedAt(ctx context.Context, it *item, block common.Hash) (bool, error) {
+	used := it.usedCall()
+	if err := e.Chain.AskAt(ctx, block, used); err != nil {
+		return false, err
+	}
+	return it.used(used)
 }
 
-// truth reads the answer to a stateCall.
-func truth(c *chain.Call) (bool, error) {
+// usedCall is the question whether the nonce is used, and used reads the
+// answer.
+func (it *item) usedCall() *chain.Call {
+	call := it.signed.UsedCall()
+	return &chain.Call{Msg: ethereum.CallMsg{To: &call.To, Data: call.Data}}
+}
+
+func (it *item) used(c *chain.Call) (bool, error) {
 	if c.Err != nil {
 		return false, c.Err
 	}
-	if len(c.Output) != 32 {
-		return false, fmt.Errorf("token %s answers authorizationState with %d bytes", c.Msg.To, len(c.Output))
-	}
-	return new(big.Int).SetBytes(c.Output).Sign() != 0, nil
-}
-
-// validBefore returns when the item's authorization ends, in unix seconds;
-// the far future where the number is larger than any time.
-func validBefore(it *item) uint64 {
-	if !it.transfer.ValidBefore.IsUint64() {
-		return ^uint64(0)
-	}
-	return it.transfer.ValidBefore.Uint64()
+	return it.signed.Used(c.Output)
 }
 
 func same(a, b *ledger.Inclusion) bool {

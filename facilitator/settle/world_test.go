@@ -316,7 +316,7 @@ func (w *world) claim(transfer *evm.Transfer, until payment.Finality) settle.Job
 
 // settleJob is the job of a claimed payment for an offer.
 func settleJob(r ledger.Record, transfer *evm.Transfer, o payment.Offer) settle.Job {
-	return settle.Job{Record: r, Transfer: transfer, Token: o.Amount.Token(), Charge: o.Amount, Until: payment.Included}
+	return settle.Job{Record: r, Signed: evm.OfTransfer(common.HexToAddress(o.Amount.Token().Address), transfer), Charge: o.Amount, Until: payment.Included}
 }
 
 // settle claims and settles a payment.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"time"
 
@@ -165,13 +164,13 @@ func orText(s, otherwise string) string {
 // where that cannot be read.
 func expiry(r *ledger.Record) time.Time {
 	never := time.Unix(1<<40, 0)
-	p, _, err := payment.DecodeRequest(r.Request)
+	p, o, err := payment.DecodeRequest(r.Request)
 	if err != nil {
 		return never
 	}
-	transfer, err := evm.Decode(p.Payload)
-	if err != nil || transfer.ValidBefore.Cmp(big.NewInt(never.Unix())) > 0 {
+	signed, err := evm.ReadInstrument(p, o)
+	if err != nil || signed.Expiry > uint64(never.Unix()) {
 		return never
 	}
-	return time.Unix(transfer.ValidBefore.Int64(), 0)
+	return time.Unix(int64(signed.Expiry), 0) //nolint:gosec // not later than never
 }

@@ -134,7 +134,11 @@ func (t *Till) Receipt(ctx context.Context, p *payment.Payment, tokens []payment
 		if err != nil {
 			return nil, err
 		}
-		id, err := facilitator.Identify(p, &payment.Offer{Scheme: payment.Exact, Amount: none})
+		o := payment.Offer{Scheme: p.Scheme, Amount: none}
+		if p.Accepted != nil {
+			o.Extra = p.Accepted.Extra // says what the payload holds, and nothing else of it counts
+		}
+		id, err := facilitator.Identify(p, &o)
 		if malformed := (*payment.MalformedError)(nil); errors.As(err, &malformed) {
 			return nil, err
 		} else if err != nil {

@@ -214,7 +214,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 func used(err error) bool {
 	var unavailable *payment.UnavailableError
 	var invalid *payment.InvalidError
-	return !errors.As(err, &unavailable) && errors.As(err, &invalid) && invalid.Reason == payment.EVMNonceUsed
+	return !errors.As(err, &unavailable) && errors.As(err, &invalid) && invalid.NonceUsed()
 }
 
 // landed handles a payment that this request had claimed and given back, and

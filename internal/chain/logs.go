@@ -3,7 +3,6 @@ package chain
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/big"
 	"slices"
 
@@ -65,17 +64,8 @@ func (c *Client) Logs(ctx context.Context, q ethereum.FilterQuery) ([]types.Log,
 	var logs []types.Log
 	queries := []query{{method: "eth_blockNumber"}, {method: op, args: []any{f}}}
 	err = c.read(ctx, op, queries, func(answers []answer) error {
-		if answers[0].err != nil {
-			return answers[0].err
-		}
-		reached, err := decode[hexutil.Uint64](answers[0].result)
-		if err != nil {
-			return err
-		}
-		if uint64(reached) < q.ToBlock.Uint64() {
-			return fmt.Errorf("the node has reached block %d, not %s", reached, q.ToBlock)
-		}
-		logs, err = takeLogs(answers[1], q)
+		var err error
+		logs, err = takeRange(answers, q)
 		return err
 	})
 	return logs, err

@@ -223,6 +223,23 @@ func (n *node) Witness(ctx context.Context, hash common.Hash, _ int) (*types.Rec
 	return n.Receipt(ctx, hash)
 }
 
+// WitnessLogs implements settle.Chain, as Witness does.
+func (n *node) WitnessLogs(ctx context.Context, q ethereum.FilterQuery, _ int) ([]types.Log, error) {
+	return n.Logs(ctx, q)
+}
+
+var errNoPermits = errors.New("sim: payers of these worlds sign no permits")
+
+// Transaction implements settle.Chain, and Trace. Only permits need them.
+func (*node) Transaction(context.Context, common.Hash) (*types.Transaction, error) {
+	return nil, errNoPermits
+}
+
+// Trace is said at Transaction.
+func (*node) Trace(context.Context, common.Hash, int) ([]chain.InnerCall, error) {
+	return nil, errNoPermits
+}
+
 // AgreeAt implements settle.Chain, as Witness does.
 func (n *node) AgreeAt(ctx context.Context, _ int, block common.Hash, question chain.Request) error {
 	return n.AskAt(ctx, block, question)

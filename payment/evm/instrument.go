@@ -61,7 +61,7 @@ func ReadInstrument(p *payment.Payment, o *payment.Offer) (*Instrument, error) {
 	switch {
 	case o.Scheme != payment.Exact && o.Scheme != payment.Upto:
 		return nil, payment.Invalid(payment.UnsupportedScheme, "only exact and upto are known on EVM chains")
-	case !byPermit2(o):
+	case !o.ByPermit2():
 		t, err := Decode(p.Payload)
 		if err != nil {
 			return nil, err
@@ -72,7 +72,7 @@ func ReadInstrument(p *payment.Payment, o *payment.Offer) (*Instrument, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := DecodeApproval(p.Extensions)
+	a, err := decodeApproval(p.Extensions)
 	if err != nil {
 		return nil, &payment.InvalidError{Reason: payment.EIP2612Format, Message: err.Error(), Payer: s.From.Hex()}
 	}
@@ -91,10 +91,29 @@ func (i *Instrument) Key(chainID uint64) payment.Key {
 // form whatever the form it came in, and of that signature. An approval is no
 // part of it: who repeats a payment may have got the allowance meanwhile.
 func (i *Instrument) Proof() payment.Fingerprint {
-	if i.Permit != nil {
-		return sha256.Sum256(i.Permit.Encode())
+	var b []byte
+	if s := i.Permit; s != nil {
+		b = append(make([]byte, 0, 5+4*20+4*32+20+len(s.Signature)), "prm2"...)
+		for _, a := range [...]common.Address{s.From, s.Token, s.Spender, s.To, s.Facilitator} {
+			b = append(b, a[:]...)
+		}
+		b = appendNumbers(b, s.Amount, s.Nonce, s.Deadline, s.ValidAfter)
+		return sha256.Sum256(append(b, s.Signature...))
 	}
-	return sha256.Sum256(i.Transfer.Encode())
+	t := i.Transfer
+	b = append(make([]byte, 0, 4+2*20+4*32+len(t.Signature)), "3009"...)
+	b = append(append(b, t.From[:]...), t.To[:]...)
+	b = appendNumbers(b, t.Value, t.ValidAfter, t.ValidBefore)
+	b = append(b, t.Nonce[:]...)
+	return sha256.Sum256(append(b, t.Signature...))
+}
+
+func appendNumbers(b []byte, numbers ...*big.Int) []byte {
+	var w [32]byte
+	for _, n := range numbers {
+		b = append(b, n.FillBytes(w[:])...)
+	}
+	return b
 }
 
 // CheckCharge returns an *payment.InvalidError unless an amount, in atomic
@@ -151,8 +170,8 @@ func (i *Instrument) Uses() [][]common.Hash {
 }
 
 // Judge reads what one successful transaction says. calls are needed by Permit2
-// only: see Permit.Look. moved is what was paid and at the position in its block
-// of the log that tells.
+// only, where SettlesPermits says so: see Permit.Look. moved is what was paid and at the position
+// in its block of the log that tells.
 func (i *Instrument) Judge(calls []Call, logs []Log) (fate Fate, moved *big.Int, at uint) {
 	if i.Permit != nil {
 		return i.Permit.Look(calls, logs)
@@ -162,6 +181,25 @@ func (i *Instrument) Judge(calls []Call, logs []Log) (fate Fate, moved *big.Int,
 		moved = i.Most
 	}
 	return fate, moved, at
+}
+
+// Reasons are what is said of an instrument that the chain refuses.
+type Reasons struct {
+	Used       payment.Reason // its nonce is used
+	Balance    payment.Reason // the payer has less than it moves
+	Simulation payment.Reason // it reverts, and nothing says why
+	Failed     payment.Reason // it was sent and did not move the money
+}
+
+// Reasons returns how the protocol names the refusals of i.
+func (i *Instrument) Reasons() Reasons {
+	switch {
+	case i.Permit == nil:
+		return Reasons{payment.EVMNonceUsed, payment.EVMInsufficientBalance, payment.EVMSimulationFailed, payment.EVMTransactionFailed}
+	case i.Permit.Scheme == payment.Upto:
+		return Reasons{payment.Permit2InvalidNonce, payment.Permit2InsufficientBalance, payment.Permit2SimulationFailed, payment.UptoTransactionFailed}
+	}
+	return Reasons{payment.Permit2InvalidNonce, payment.Permit2InsufficientBalance, payment.Permit2SimulationFailed, payment.EVMTransactionFailed}
 }
 
 // seconds returns a unix time as blocks have it, the largest number for what is

@@ -18,20 +18,15 @@ var Multicall3 = common.HexToAddress("0xcA11bde05977b3631167028862bE2a173976CA11
 
 var selAggregate3 = [4]byte{0x82, 0xad, 0x56, 0xcb} // aggregate3((address,bool,bytes)[])
 
-// A TokenCall spends one authorization at its token.
-type TokenCall struct {
-	Token    common.Address
-	Transfer *Transfer
-}
-
-// BatchCalldata returns the call to Multicall3 that makes all of calls, in
-// their order. With allowFailure one that fails does not undo the others.
-func BatchCalldata(calls []TokenCall, allowFailure bool) []byte {
-	datas := make([][]byte, len(calls))
-	size := 4 + 32*(2+len(calls))
-	for i, c := range calls {
-		datas[i] = c.Transfer.Calldata()
-		size += 32*4 + padded(len(datas[i]))
+// BatchCalldata returns the call to Multicall3 that spends a number of
+// authorizations by EIP-3009, in their order. With allowFailure one that fails
+// does not undo the others.
+func BatchCalldata(list []*Instrument, allowFailure bool) []byte {
+	calls := make([]Call, len(list))
+	size := 4 + 32*(2+len(list))
+	for i, one := range list {
+		calls[i] = one.Spend(one.Most)
+		size += 32*4 + padded(len(calls[i].Data))
 	}
 	flag := uint64(0)
 	if allowFailure {
@@ -41,12 +36,13 @@ func BatchCalldata(calls []TokenCall, allowFailure bool) []byte {
 	b = append(b, word(32)...)
 	b = append(b, word(uint64(len(calls)))...)
 	offset := 32 * len(calls)
-	for _, d := range datas {
+	for _, c := range calls {
 		b = append(b, word(uint64(offset))...)
-		offset += 32*4 + padded(len(d))
+		offset += 32*4 + padded(len(c.Data))
 	}
-	for i, d := range datas {
-		b = append(b, common.LeftPadBytes(calls[i].Token[:], 32)...)
+	for _, c := range calls {
+		d := c.Data
+		b = append(b, common.LeftPadBytes(c.To[:], 32)...)
 		b = append(b, word(flag)...)
 		b = append(b, word(3*32)...)
 		b = append(b, word(uint64(len(d)))...)
@@ -80,22 +76,32 @@ func BatchResults(output []byte, n int) ([]bool, error) {
 	return results, nil
 }
 
-// ReadLaneCall says what a lane's call does: which authorizations it spends,
-// none if it only fills a nonce. It is an error if the call is anything else,
-// down to the last byte; who signs for a lane signs nothing that this does
-// not read.
-func ReadLaneCall(lane common.Address, c *payment.LaneCall) ([]TokenCall, error) {
-	switch {
-	case len(c.Data) == 0 && c.To == lane:
-		return nil, nil
-	case c.To == Multicall3:
+// ReadLaneCall says what a lane's call does: what it spends, nothing if it only
+// fills a nonce. It is an error if the call is anything else, down to the last
+// byte; who signs for a lane signs nothing that this does not read.
+func ReadLaneCall(lane common.Address, c *payment.LaneCall) ([]*Instrument, error) {
+	switch c.To {
+	case lane:
+		if len(c.Data) == 0 {
+			return nil, nil
+		}
+	case Multicall3:
 		return readBatch(c.Data)
+	case ExactProxy, UptoProxy:
+		p, err := ReadPermitCall(c.To, c.Data)
+		if err != nil {
+			return nil, err
+		}
+		if f := p.Permit.Facilitator; p.Permit.Scheme == payment.Upto && f != lane {
+			return nil, fmt.Errorf("evm: the call spends a permit that only %s can spend", f)
+		}
+		return []*Instrument{OfPermit(p.Permit, p.Approval)}, nil
 	}
 	t, err := readTransfer(c.Data)
 	if err != nil {
 		return nil, err
 	}
-	return []TokenCall{{c.To, t}}, nil
+	return []*Instrument{OfTransfer(c.To, t)}, nil
 }
 
 func readTransfer(data []byte) (*Transfer, error) {
@@ -133,7 +139,7 @@ func readTransfer(data []byte) (*Transfer, error) {
 	return t, nil
 }
 
-func readBatch(data []byte) ([]TokenCall, error) {
+func readBatch(data []byte) ([]*Instrument, error) {
 	if !bytes.HasPrefix(data, selAggregate3[:]) {
 		return nil, errors.New("evm: the call to Multicall3 is no aggregate3")
 	}
@@ -144,7 +150,7 @@ func readBatch(data []byte) ([]TokenCall, error) {
 		return nil, errors.New("evm: the batch cannot be read")
 	}
 	list := start + 32
-	calls := make([]TokenCall, count)
+	calls := make([]*Instrument, count)
 	for i := range calls {
 		at, ok := r.offset(list, list+32*i)
 		where, fits := r.offset(at, at+64)
@@ -156,7 +162,7 @@ func readBatch(data []byte) ([]TokenCall, error) {
 		if err != nil {
 			return nil, fmt.Errorf("call %d of the batch: %w", i, err)
 		}
-		calls[i] = TokenCall{common.BytesToAddress(r.data[at : at+32]), t}
+		calls[i] = OfTransfer(common.BytesToAddress(r.data[at:at+32]), t)
 	}
 	if !bytes.Equal(data, BatchCalldata(calls, true)) {
 		return nil, errors.New("evm: the batch is not encoded as it should be: each call may fail on its own")

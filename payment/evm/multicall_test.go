@@ -27,18 +27,18 @@ func multicall(t rapid.TB) abi.ABI {
 	return a
 }
 
-func drawBatch(t *rapid.T) []evm.TokenCall {
-	calls := make([]evm.TokenCall, rapid.IntRange(1, 12).Draw(t, "calls"))
+func drawBatch(t *rapid.T) []*evm.Instrument {
+	calls := make([]*evm.Instrument, rapid.IntRange(1, 12).Draw(t, "calls"))
 	for i := range calls {
 		size := rapid.SampledFrom([]int{0, 1, 64, 65, 66, 300}).Draw(t, "signature")
 		word := func(name string) []byte { return rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, name) }
-		calls[i] = evm.TokenCall{Token: common.BytesToAddress(word("token")), Transfer: &evm.Transfer{
+		calls[i] = evm.OfTransfer(common.BytesToAddress(word("token")), &evm.Transfer{
 			Authorization: evm.Authorization{
 				From: common.BytesToAddress(word("from")), To: common.BytesToAddress(word("to")), Value: new(big.Int).SetBytes(word("value")),
 				ValidAfter: new(big.Int).SetBytes(word("after")), ValidBefore: new(big.Int).SetBytes(word("before")), Nonce: [32]byte(word("nonce")),
 			},
 			Signature: rapid.SliceOfN(rapid.Byte(), size, size).Draw(t, "bytes"),
-		}}
+		})
 	}
 	return calls
 }
@@ -100,7 +100,7 @@ func TestNothingHidesInALanesCall(t *testing.T) {
 	o := offerOn(t, "eip155:84532", 10000)
 	transfer := transferFor(t, o, 0, 4102444800)
 	token := common.HexToAddress(o.Amount.Token().Address)
-	single, batch := transfer.Calldata(), evm.BatchCalldata([]evm.TokenCall{{Token: token, Transfer: transfer}, {Token: token, Transfer: transfer}}, true)
+	single, batch := transfer.Calldata(), evm.BatchCalldata([]*evm.Instrument{evm.OfTransfer(token, transfer), evm.OfTransfer(token, transfer)}, true)
 	for name, c := range map[string]*payment.LaneCall{
 		"no data to another account": {To: token},
 		"a plain transfer":           {To: token, Data: append(common.FromHex("0xa9059cbb"), make([]byte, 64)...)},
@@ -109,7 +109,7 @@ func TestNothingHidesInALanesCall(t *testing.T) {
 		"an authorization and more":  {To: token, Data: append(slices.Clone(single), make([]byte, 32)...)},
 		"data to the lane itself":    {To: lane, Data: []byte{1}},
 		"a batch to another address": {To: token, Data: batch},
-		"a batch that fails whole":   {To: evm.Multicall3, Data: evm.BatchCalldata([]evm.TokenCall{{Token: token, Transfer: transfer}}, false)},
+		"a batch that fails whole":   {To: evm.Multicall3, Data: evm.BatchCalldata([]*evm.Instrument{evm.OfTransfer(token, transfer)}, false)},
 		"an empty batch":             {To: evm.Multicall3, Data: evm.BatchCalldata(nil, true)},
 		"a batch cut short":          {To: evm.Multicall3, Data: batch[:len(batch)-32]},
 		"a batch and more":           {To: evm.Multicall3, Data: append(slices.Clone(batch), make([]byte, 32)...)},
@@ -167,7 +167,7 @@ func FuzzReadLaneCall(f *testing.F) {
 	token := common.HexToAddress(o.Amount.Token().Address)
 	f.Add(transfer.Calldata(), false)
 	f.Add(transfer.CalldataBytes(), false)
-	f.Add(evm.BatchCalldata([]evm.TokenCall{{Token: token, Transfer: transfer}, {Token: token, Transfer: transfer}}, true), true)
+	f.Add(evm.BatchCalldata([]*evm.Instrument{evm.OfTransfer(token, transfer), evm.OfTransfer(token, transfer)}, true), true)
 	f.Fuzz(func(t *testing.T, data []byte, batch bool) {
 		c := &payment.LaneCall{To: token, Data: data}
 		if batch {

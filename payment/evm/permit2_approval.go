@@ -118,6 +118,9 @@ func decodeApproval(extensions json.RawMessage) (*Approval, error) {
 	if a.Signature, err = hexMember(info, "signature", 65); err != nil {
 		return nil, err
 	}
+	if len(a.Signature) != 65 {
+		return nil, info.Wrong("signature", "must be 65 bytes")
+	}
 	return a, nil
 }
 

@@ -35,16 +35,29 @@ type PermitTerms struct {
 // Errors are *payment.InvalidError, or *payment.MalformedError when the
 // payload cannot be read.
 func CheckPermit(p *payment.Payment, terms PermitTerms, at uint64) (permit *SignedPermit, contract bool, err error) {
-	o := terms.Offer
-	if p.Version != payment.V1 && p.Version != payment.V2 {
-		return nil, false, payment.Invalid(payment.InvalidVersion, fmt.Sprintf("x402Version %d is not known", p.Version))
+	s, err := MatchPermit(p, terms, at)
+	if err == nil {
+		contract, err = s.CheckSignature(terms.Separator)
 	}
-	s, err := DecodePermit(p.Payload)
 	if err != nil {
 		return nil, false, err
 	}
-	refuse := func(reason payment.Reason, message string) (*SignedPermit, bool, error) {
-		return nil, false, &payment.InvalidError{Reason: reason, Message: message, Payer: s.From.Hex()}
+	return s, contract, nil
+}
+
+// MatchPermit is CheckPermit without the recovery of the signer, as Match is
+// Check.
+func MatchPermit(p *payment.Payment, terms PermitTerms, at uint64) (*SignedPermit, error) {
+	o := terms.Offer
+	if p.Version != payment.V1 && p.Version != payment.V2 {
+		return nil, payment.Invalid(payment.InvalidVersion, fmt.Sprintf("x402Version %d is not known", p.Version))
+	}
+	s, err := DecodePermit(p.Payload)
+	if err != nil {
+		return nil, err
+	}
+	refuse := func(reason payment.Reason, message string) (*SignedPermit, error) {
+		return nil, &payment.InvalidError{Reason: reason, Message: message, Payer: s.From.Hex()}
 	}
 	// The reference names what does not fit an exact offer by its payload.
 	scheme, network := payment.EVMPayloadType, payment.EVMNetworkMismatch
@@ -54,7 +67,7 @@ func CheckPermit(p *payment.Payment, terms PermitTerms, at uint64) (permit *Sign
 	if p.Scheme != o.Scheme || o.Scheme != payment.Exact && o.Scheme != payment.Upto {
 		return refuse(scheme, "")
 	}
-	if p.Version == payment.V1 || s.Scheme != o.Scheme || !byPermit2(o) {
+	if p.Version == payment.V1 || s.Scheme != o.Scheme || !o.ByPermit2() {
 		return refuse(payment.EVMPayloadType, "the offer does not ask for this kind of authorization")
 	}
 	if p.Network != o.Network() {
@@ -88,13 +101,20 @@ func CheckPermit(p *payment.Payment, terms PermitTerms, at uint64) (permit *Sign
 	if wrapped(s.Signature) {
 		return refuse(payment.EVMFactoryNotAllowed, "ERC-6492 signatures are not accepted here")
 	}
-	if !s.byKey(terms.Separator) {
-		return s, true, nil
+	return s, nil
+}
+
+// CheckSignature reports whether the signature is another one than by the key
+// of From, see CheckPermit. It returns an *payment.InvalidError for one by that
+// key that is not in its canonical form. separator is Permit2's.
+func (s *SignedPermit) CheckSignature(separator common.Hash) (contract bool, err error) {
+	if !s.byKey(separator) {
+		return true, nil
 	}
 	if problem := canonical(s.Signature); problem != "" {
-		return refuse(payment.Permit2Signature, problem)
+		return false, &payment.InvalidError{Reason: payment.Permit2Signature, Message: problem, Payer: s.From.Hex()}
 	}
-	return s, false, nil
+	return false, nil
 }
 
 // CheckCharge reports whether a permit lets charge be moved: by exact its
@@ -112,13 +132,6 @@ func (p *Permit) CheckCharge(charge *big.Int) error {
 		return &payment.InvalidError{Reason: payment.Permit2AmountMismatch, Message: "exact charges the whole amount", Payer: p.From.Hex()}
 	}
 	return nil
-}
-
-// byPermit2 reports whether o lets payers use Permit2. upto knows nothing
-// else; exact must say so.
-func byPermit2(o *payment.Offer) bool {
-	method, set := o.Extra["assetTransferMethod"]
-	return set && string(method) == `"permit2"` || !set && o.Scheme == payment.Upto
 }
 
 // byKey reports whether the signature is by the key of From, in any of the

@@ -61,6 +61,22 @@ func (p *Permit) Look(calls []Call, logs []Log) (fate Fate, moved *big.Int, inde
 	return fate, nil, 0
 }
 
+// PermitAt returns the permit by which the Transfer at a position in its block
+// was made, of a transaction with these calls and logs: see Permit.Look.
+func PermitAt(calls []Call, logs []Log, at uint) (*Permit, bool) {
+	for _, proxy := range [...]common.Address{ExactProxy, UptoProxy} {
+		start := 0
+		for _, r := range settlements(proxy, calls, logs) {
+			part := logs[start:r.end]
+			start = r.end + 1
+			if moved, ok := r.paidBy(r, part); ok && moved == at {
+				return r.Permit, true
+			}
+		}
+	}
+	return nil, false
+}
+
 // A settled is one settlement that a proxy has made.
 type settled struct {
 	*Permit
@@ -90,7 +106,7 @@ func settlements(proxy common.Address, calls []Call, logs []Log) []settled {
 	}
 	ends := 0
 	for i, l := range logs {
-		if l.Address != proxy || len(l.Topics) != 1 || l.Topics[0] != TopicSettled && l.Topics[0] != TopicSettledWithPermit {
+		if !settlesAt(proxy, l) {
 			continue
 		}
 		if ends == len(list) || kinds[ends] != l.Topics[0] {
@@ -103,6 +119,17 @@ func settlements(proxy common.Address, calls []Call, logs []Log) []settled {
 		return nil
 	}
 	return list
+}
+
+// SettlesPermits reports whether logs of a transaction say that permits were
+// spent in it. Which ones only its calls tell.
+func SettlesPermits(logs []Log) bool {
+	return slices.ContainsFunc(logs, func(l Log) bool { return settlesAt(ExactProxy, l) || settlesAt(UptoProxy, l) })
+}
+
+// settlesAt reports whether a log is the event that ends a settlement by a proxy.
+func settlesAt(proxy common.Address, l Log) bool {
+	return l.Address == proxy && len(l.Topics) == 1 && (l.Topics[0] == TopicSettled || l.Topics[0] == TopicSettledWithPermit)
 }
 
 // paidBy reports whether s settles what p permits, and where in logs, which

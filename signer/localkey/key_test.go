@@ -107,7 +107,7 @@ func TestSignCallSignsOnlyWhatSettlesOrFills(t *testing.T) {
 		})
 		return err
 	}
-	batch := evm.BatchCalldata([]evm.TokenCall{{Token: token, Transfer: transfer}}, true)
+	batch := evm.BatchCalldata([]*evm.Instrument{evm.OfTransfer(token, transfer)}, true)
 	for name, err := range map[string]error{
 		"a fill": call(k.Address(), nil), "a transfer": call(token, transfer.Calldata()), "a batch": call(evm.Multicall3, batch),
 	} {
