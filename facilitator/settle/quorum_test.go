@@ -85,25 +85,7 @@ func TestTwoNodesSettleALargePayment(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.engine.Stop()
-	client, err := chain.New(chain.Config{ChainID: w.chain.ChainID(), Endpoints: []string{w.chain.URL(), w.chain.WebSocketURL()}, CallTimeout: 15 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := client.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(client.Close)
-	// A node that has not been heard of yet is none of two.
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		_, err := client.Reached(t.Context(), 2, chain.Latest, func(chain.Head) bool { return true })
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
-	w.engine = w.start(&probe{Client: client}, ofTwo(1000))
+	w.engine = w.start(w.twoNodes(), ofTwo(1000))
 	if _, err := w.settle(w.authorize(), payment.Included); err != nil {
 		t.Fatal(err)
 	}
@@ -113,4 +95,28 @@ func TestTwoNodesSettleALargePayment(t *testing.T) {
 	w.abandon(w.claim(cancelled, payment.Included), func() bool { return w.record(cancelled).State == ledger.Sent })
 	w.expire(2 * time.Hour)
 	w.mineUntil(cancelled, ledger.Dead)
+}
+
+// twoNodes returns a client of two endpoints of the chain, both of which have
+// been heard of.
+func (w *world) twoNodes() *probe {
+	w.t.Helper()
+	client, err := chain.New(chain.Config{ChainID: w.chain.ChainID(), Endpoints: []string{w.chain.URL(), w.chain.WebSocketURL()}, CallTimeout: 15 * time.Second})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := client.Start(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(client.Close)
+	// A node that has not been heard of yet is none of two.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		_, err := client.Reached(w.t.Context(), 2, chain.Latest, func(chain.Head) bool { return true })
+		if err == nil {
+			return &probe{Client: client}
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatal(err)
+		}
+	}
 }

@@ -281,6 +281,10 @@ func (e *Engine) permit(ctx context.Context, l types.Log, receipt *types.Receipt
 		return nil, nil
 	}
 	calls, err := e.calls(ctx, receipt.TxHash, 1)
+	if errors.Is(err, errUntraced) {
+		e.Logger.Warn("a transfer cannot be told from a payment", "tx", receipt.TxHash.Hex(), "error", err)
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

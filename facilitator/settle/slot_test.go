@@ -381,9 +381,9 @@ func TestEveryNonceThatWasTakenIsUsedInTheEnd(t *testing.T) {
 					w.unsent(transfer)
 					w.engine = w.start(w.node)
 				case n == 5 && len(transfers) > 0:
-					w.trySending(w.payer, w.cancelling(transfers[random.IntN(len(transfers))]))
+					w.trySending(w.payer, devchain.USDC, w.cancelling(transfers[random.IntN(len(transfers))]))
 				case n == 6 && len(transfers) > 0:
-					w.trySending(w.chain.Account("facilitator2"), transfers[random.IntN(len(transfers))].Calldata())
+					w.trySending(w.chain.Account("facilitator2"), devchain.USDC, transfers[random.IntN(len(transfers))].Calldata())
 				case n == 7:
 					if sent := w.node.transactions(); len(sent) > 0 {
 						_ = w.chain.DropPending(hashOf(t, sent[random.IntN(len(sent))])) // it may be mined already

@@ -674,6 +674,10 @@ func (e *Engine) read(ctx context.Context, it *item, receipt *types.Receipt, log
 	return nil
 }
 
+// errUntraced says that only a trace shows what a transaction did, and that no
+// node gives one.
+var errUntraced = errors.New("permits are settled in an inner call: a node with debug_traceTransaction is needed to see which")
+
 // calls returns the calls that a transaction made: its own if that settles a
 // permit, else all of them, which only a trace shows. What a transaction's own
 // call is follows from its hash; a trace must be shown by so many nodes.
@@ -690,7 +694,7 @@ func (e *Engine) calls(ctx context.Context, hash common.Hash, nodes int) ([]evm.
 	}
 	inner, err := e.Chain.Trace(ctx, hash, max(1, nodes))
 	if err != nil {
-		return nil, fmt.Errorf("transaction %s settles a permit in an inner call, which must be traced: %w", hash, err)
+		return nil, fmt.Errorf("%w: transaction %s: %w", errUntraced, hash, err)
 	}
 	calls := make([]evm.Call, len(inner))
 	for i, c := range inner {

@@ -358,7 +358,12 @@ func within(t testing.TB, d time.Duration) (context.Context, context.CancelFunc)
 
 func (w *world) record(transfer *evm.Transfer) ledger.Record {
 	w.t.Helper()
-	r, err := w.ledger.Get(w.t.Context(), transfer.Key(84532, devchain.USDC))
+	return w.stored(transfer.Key(84532, devchain.USDC))
+}
+
+func (w *world) stored(k payment.Key) ledger.Record {
+	w.t.Helper()
+	r, err := w.ledger.Get(w.t.Context(), k)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -368,8 +373,13 @@ func (w *world) record(transfer *evm.Transfer) ledger.Record {
 // awaitState waits until the payment is in one of some states.
 func (w *world) awaitState(transfer *evm.Transfer, states ...ledger.State) ledger.Record {
 	w.t.Helper()
+	return w.awaitStored(transfer.Key(84532, devchain.USDC), states...)
+}
+
+func (w *world) awaitStored(k payment.Key, states ...ledger.State) ledger.Record {
+	w.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		r := w.record(transfer)
+		r := w.stored(k)
 		if slices.Contains(states, r.State) {
 			return r
 		}
@@ -382,15 +392,20 @@ func (w *world) awaitState(transfer *evm.Transfer, states ...ledger.State) ledge
 // mineUntil seals blocks until the payment is in one of some states.
 func (w *world) mineUntil(transfer *evm.Transfer, states ...ledger.State) ledger.Record {
 	w.t.Helper()
+	return w.mineUntilStored(transfer.Key(84532, devchain.USDC), states...)
+}
+
+func (w *world) mineUntilStored(k payment.Key, states ...ledger.State) ledger.Record {
+	w.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		w.mine(1)
 		for seen := time.Now(); time.Since(seen) < 50*time.Millisecond; time.Sleep(2 * time.Millisecond) {
-			if r := w.record(transfer); slices.Contains(states, r.State) {
+			if r := w.stored(k); slices.Contains(states, r.State) {
 				return r
 			}
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("the payment is %s, want one of %s", w.record(transfer).State, states)
+			w.t.Fatalf("the payment is %s, want one of %s", w.stored(k).State, states)
 		}
 	}
 }
@@ -434,15 +449,21 @@ func (w *world) wantEarned(units int64) {
 // send has an account call the token and returns the transaction's hash.
 func (w *world) send(from devchain.Account, data []byte) common.Hash {
 	w.t.Helper()
-	hash, err := w.trySending(from, data)
+	return w.sendTo(from, devchain.USDC, data)
+}
+
+// sendTo is send to another contract.
+func (w *world) sendTo(from devchain.Account, to common.Address, data []byte) common.Hash {
+	w.t.Helper()
+	hash, err := w.trySending(from, to, data)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return hash
 }
 
-// trySending is send for what the node may have no place for.
-func (w *world) trySending(from devchain.Account, data []byte) (common.Hash, error) {
+// trySending is sendTo for what the node may have no place for.
+func (w *world) trySending(from devchain.Account, to common.Address, data []byte) (common.Hash, error) {
 	w.t.Helper()
 	client := w.chain.Client()
 	nonce, err := client.PendingNonceAt(w.t.Context(), from.Address)
@@ -451,7 +472,7 @@ func (w *world) trySending(from devchain.Account, data []byte) (common.Hash, err
 	}
 	id := new(big.Int).SetUint64(w.chain.ChainID())
 	tx, err := types.SignNewTx(from.Key, types.LatestSignerForChainID(id), &types.DynamicFeeTx{
-		ChainID: id, Nonce: nonce, To: &devchain.USDC, Data: data, Gas: 200_000,
+		ChainID: id, Nonce: nonce, To: &to, Data: data, Gas: 300_000,
 		GasFeeCap: big.NewInt(1e11), GasTipCap: big.NewInt(5e10),
 	})
 	if err != nil {
@@ -463,7 +484,12 @@ func (w *world) trySending(from devchain.Account, data []byte) (common.Hash, err
 // sendMined is send, and waits for the block.
 func (w *world) sendMined(from devchain.Account, data []byte) common.Hash {
 	w.t.Helper()
-	hash := w.send(from, data)
+	return w.sendMinedTo(from, devchain.USDC, data)
+}
+
+func (w *world) sendMinedTo(from devchain.Account, to common.Address, data []byte) common.Hash {
+	w.t.Helper()
+	hash := w.sendTo(from, to, data)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		receipt, err := w.chain.Client().TransactionReceipt(w.t.Context(), hash)
 		if err == nil {
