@@ -221,7 +221,9 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		pay_to      <address>
 //		network     <name>
 //		token       <symbol or address>
-//		scheme      exact
+//		scheme      exact | upto
+//		method      eip3009 | permit2
+//		facilitator_address <address>
 //		timeout     <duration>
 //		description <text>
 //		mime_type   <type>
@@ -243,7 +245,9 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //			network <name>
 //			token   <symbol or address>
 //			pay_to  <address>
-//			scheme  exact
+//			scheme  exact | upto
+//			method  eip3009 | permit2
+//			facilitator_address <address>
 //			timeout <duration>
 //		}
 //	}
@@ -285,7 +289,7 @@ func (p *Paywall) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-var offerSettings = []string{"price", "pay_to", "network", "token", "scheme", "timeout"}
+var offerSettings = []string{"price", "pay_to", "network", "token", "scheme", "method", "facilitator_address", "timeout"}
 
 func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 	if ok, err := p.Offer.parse(d); ok {
@@ -366,6 +370,10 @@ func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 		return true, text(d, &o.Token)
 	case "scheme":
 		return true, text(d, &o.Scheme)
+	case "method":
+		return true, text(d, &o.Method)
+	case "facilitator_address":
+		return true, text(d, &o.FacilitatorAddress)
 	case "timeout":
 		return true, duration(d, &o.Timeout)
 	}

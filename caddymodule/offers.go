@@ -29,8 +29,20 @@ type Offer struct {
 	// configuration is loaded. Default: the app's.
 	PayTo string `json:"pay_to,omitempty"`
 
-	// How money moves. Default and only choice: "exact".
+	// How money moves: "exact" charges the price, "upto" at most the price.
+	// Default: "exact".
 	Scheme string `json:"scheme,omitempty"`
+
+	// By what payers allow that: "eip3009", which tokens such as USDC have, or
+	// "permit2", which works with every token on networks that have Permit2
+	// and x402's proxies, and for which payers need an allowance. Default:
+	// "eip3009" for exact, "permit2" for upto.
+	Method string `json:"method,omitempty"`
+
+	// The account that payers by upto sign for, where somebody else settles:
+	// the one that the facilitator names at /supported. Default: a lane of the
+	// network.
+	FacilitatorAddress string `json:"facilitator_address,omitempty"`
 
 	// How long the payer's authorization must stay valid, in whole seconds.
 	// Default: the app's.
@@ -47,6 +59,7 @@ func (o Offer) over(other Offer) Offer {
 		fallback string
 	}{
 		{&o.Price, other.Price}, {&o.Network, other.Network}, {&o.Token, other.Token}, {&o.PayTo, other.PayTo}, {&o.Scheme, other.Scheme},
+		{&o.Method, other.Method}, {&o.FacilitatorAddress, other.FacilitatorAddress},
 	} {
 		if *f.own == "" {
 			*f.own = f.fallback
@@ -63,9 +76,6 @@ func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	o = o.over(Offer{PayTo: a.PayTo, Scheme: string(payment.Exact), Timeout: a.Timeout})
 	if o.Timeout == 0 {
 		o.Timeout = caddy.Duration(payment.DefaultTimeout)
-	}
-	if payment.Scheme(o.Scheme) != payment.Exact {
-		return payment.Offer{}, about("scheme", fmt.Errorf("scheme %q is not settled here: write exact", o.Scheme))
 	}
 	network, err := a.networkOf(o.Network)
 	if err != nil {
@@ -92,7 +102,10 @@ func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	if payTo, err = payment.ParseAddress(network, payTo); err != nil {
 		return payment.Offer{}, about("pay_to", fmt.Errorf("pay_to: %w", err))
 	}
-	offer := payment.Offer{Scheme: payment.Exact, Amount: price, PayTo: payTo, Timeout: time.Duration(o.Timeout), Until: until}
+	offer, err := a.moving(o, payment.Offer{Amount: price, PayTo: payTo, Timeout: time.Duration(o.Timeout), Until: until})
+	if err != nil {
+		return payment.Offer{}, err
+	}
 	return offer, about("price", offer.Check())
 }
 

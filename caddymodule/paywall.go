@@ -171,6 +171,7 @@ func (p *Paywall) build() (*till.Route, error) {
 		}
 		challenge.Offers = append(challenge.Offers, offer)
 	}
+	challenge.Extensions = sponsoring(challenge.Offers)
 	prepared, err := challenge.Prepare()
 	if err != nil {
 		return nil, err

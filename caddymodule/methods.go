@@ -1,0 +1,95 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
+)
+
+// The methods by which exact moves tokens on EVM chains.
+const (
+	byEIP3009 = "eip3009"
+	byPermit2 = "permit2"
+)
+
+// moving returns the offer with what its scheme and method need: which method
+// it is, and by upto who must settle.
+func (a *App) moving(o Offer, offer payment.Offer) (payment.Offer, error) {
+	switch payment.Scheme(o.Scheme) {
+	case payment.Exact:
+	case payment.Upto:
+		if o.Method == byEIP3009 {
+			return offer, about("method", errors.New("upto is paid by Permit2 only: leave out method"))
+		}
+		o.Method = byPermit2
+	default:
+		return offer, about("scheme", fmt.Errorf("scheme %q is not settled here: write exact or upto", o.Scheme))
+	}
+	offer.Scheme = payment.Scheme(o.Scheme)
+	switch o.Method {
+	case "", byEIP3009:
+		return offer, nil
+	case byPermit2:
+	default:
+		return offer, about("method", fmt.Errorf("method %q is not known: write eip3009 or permit2", o.Method))
+	}
+	offer.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"permit2"`)}
+	if offer.Scheme == payment.Upto {
+		lane, err := a.settlesUpto(o, offer.Network())
+		if err != nil {
+			return offer, err
+		}
+		offer.Extra["facilitatorAddress"] = json.RawMessage(`"` + lane.Hex() + `"`)
+	}
+	return offer, nil
+}
+
+// settlesUpto returns the account that payers by upto sign for. Where this
+// process settles it is the lane for what goes alone; another facilitator's has
+// to be written down.
+func (a *App) settlesUpto(o Offer, n payment.Network) (common.Address, error) {
+	if o.FacilitatorAddress != "" {
+		text, err := payment.ParseAddress(n, o.FacilitatorAddress)
+		if err != nil {
+			return common.Address{}, about("facilitator_address", fmt.Errorf("facilitator_address: %w", err))
+		}
+		return common.HexToAddress(text), nil
+	}
+	if a.remote != nil {
+		return common.Address{}, about("scheme", errors.New("upto is settled by one account, which payers sign for: add \"facilitator_address <address>\", which the facilitator names at /supported"))
+	}
+	if own, ok := a.networks[n]; ok && len(own.lanes) > 0 {
+		return own.lanes[len(own.lanes)-1].Address(), nil
+	}
+	return common.Address{1}, nil // lanes are not loaded while a Caddyfile is read, and missing ones are said elsewhere
+}
+
+// sponsoring is the extension that invites payers without allowance for Permit2
+// to send an approval along (EIP-2612). It is empty where no offer is paid by
+// Permit2 in a token whose domain is known.
+func sponsoring(offers []payment.Offer) json.RawMessage {
+	for _, o := range offers {
+		if t := o.Amount.Token(); o.ByPermit2() && t.Name != "" && t.Version != "" {
+			return json.RawMessage(`{"` + evm.Sponsoring + `":` + sponsoringForm + `}`)
+		}
+	}
+	return nil
+}
+
+// sponsoringForm says what payers fill in, as a JSON Schema.
+const sponsoringForm = `{"info":{"description":"Without an allowance for Permit2, sign an EIP-2612 permit for it; gas is paid for you.","version":"1"},` +
+	`"schema":{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{` +
+	`"from":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"asset":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"spender":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"amount":{"type":"string","pattern":"^[0-9]+$"},` +
+	`"nonce":{"type":"string","pattern":"^[0-9]+$"},` +
+	`"deadline":{"type":"string","pattern":"^[0-9]+$"},` +
+	`"signature":{"type":"string","pattern":"^0x[a-fA-F0-9]+$"},` +
+	`"version":{"type":"string","pattern":"^[0-9]+(\\.[0-9]+)*$"}},` +
+	`"required":["from","asset","spender","amount","nonce","deadline","signature","version"]}}`
