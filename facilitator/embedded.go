@@ -6,6 +6,7 @@ package facilitator
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,15 +134,23 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.confirmContracts(ctx); err != nil {
 		return nil, err
 	}
-	this := rehearsal{q.key, q.proof}
-	contract, known := q.rehearsals.recall(q.head, this)
+	this := q.rehearsal()
+	shown, known := q.rehearsals.recall(q.head, this)
 	if !known {
-		if contract, err = q.simulate(ctx); err != nil {
+		if shown, err = q.simulate(ctx); err != nil {
 			return nil, err
 		}
-		q.rehearsals.note(q.head, this, contract)
+		q.rehearsals.note(q.head, this, shown)
 	}
-	return &payment.Verification{Payer: q.signed.Payer.Hex(), Key: q.key, Contract: contract}, nil
+	return &payment.Verification{Payer: q.signed.Payer.Hex(), Key: q.key, Contract: shown.contract, Funds: shown.funds}, nil
+}
+
+func (q *quest) rehearsal() rehearsal {
+	this := rehearsal{key: q.key, proof: q.proof}
+	if q.signed.Approval != nil {
+		this.approval = sha256.Sum256(q.signed.Approval.Encode())
+	}
+	return this
 }
 
 // check does everything that needs no node.
@@ -301,32 +310,59 @@ func (q *quest) confirmDomain(ctx context.Context) error {
 	return nil
 }
 
-// simulate runs the payment as the lane will send it and reports whether the
-// payer's account has code.
-func (q *quest) simulate(ctx context.Context) (contract bool, err error) {
+// simulate runs the payment as the lane will send it, and reads the payer's
+// code and funds with the same round trip.
+func (q *quest) simulate(ctx context.Context) (shown performed, err error) {
 	msg, err := q.Engine.Message(ctx, q.signed, q.signed.Most)
 	if err != nil {
-		return false, q.unavailable("preparing the simulation", err)
+		return shown, q.unavailable("preparing the simulation", err)
 	}
 	code := &chain.Code{Address: q.signed.Payer}
 	run := &chain.Call{Msg: msg}
-	if err := q.Chain.Ask(ctx, code, run); err != nil {
-		return false, q.unavailable("simulating the payment", err)
+	balance := q.ask(evm.Call{To: q.signed.Token, Data: evm.BalanceCall(q.signed.Payer)})
+	questions := []chain.Request{code, run, balance}
+	var allowance *chain.Call
+	if q.signed.Permit != nil && q.signed.Approval == nil {
+		allowance = q.ask(evm.Call{To: q.signed.Token, Data: evm.AllowanceCall(q.signed.Payer, evm.Permit2)})
+		questions = append(questions, allowance)
+	}
+	if err := q.Chain.Ask(ctx, questions...); err != nil {
+		return shown, q.unavailable("simulating the payment", err)
 	}
 	if code.Err != nil {
-		return false, q.unavailable("reading the payer's code", code.Err)
+		return shown, q.unavailable("reading the payer's code", code.Err)
 	}
-	if contract = len(code.Code) > 0; q.wallet && !contract {
-		return false, q.refuse(payment.Permit2Signature, "the signature is not by permit2Authorization.from")
+	if shown.contract = len(code.Code) > 0; q.wallet && !shown.contract {
+		return shown, q.refuse(payment.Permit2Signature, "the signature is not by permit2Authorization.from")
 	}
 	var revert *chain.RevertError
 	switch {
 	case errors.As(run.Err, &revert):
-		return false, q.diagnose(ctx, revert)
+		return shown, q.diagnose(ctx, revert)
 	case run.Err != nil:
-		return false, q.unavailable("simulating the payment", run.Err)
+		return shown, q.unavailable("simulating the payment", run.Err)
 	}
-	return contract, nil
+	if shown.funds = number(balance); allowance != nil {
+		if n := number(allowance); n != nil && shown.funds != nil && n.Cmp(shown.funds) < 0 {
+			shown.funds = n
+		}
+	} else if q.signed.Approval != nil {
+		shown.funds = q.signed.Most // what is approved is for this payment
+	}
+	return shown, nil
+}
+
+// ask returns a question to a contract.
+func (q *quest) ask(call evm.Call) *chain.Call {
+	return &chain.Call{Msg: ethereum.CallMsg{To: &call.To, Data: call.Data}}
+}
+
+// number reads an answer that is one number, or returns nil.
+func number(c *chain.Call) *big.Int {
+	if c.Err != nil || len(c.Output) != 32 {
+		return nil
+	}
+	return new(big.Int).SetBytes(c.Output)
 }
 
 // diagnose finds out why the payment reverts.
@@ -335,13 +371,9 @@ func (q *quest) diagnose(ctx context.Context, revert *chain.RevertError) error {
 	if reason, ok := evm.PermitRevert(revert.Data); ok && permit {
 		return q.refuse(reason, revert.Reason)
 	}
-	ask := func(to common.Address, data []byte) *chain.Call {
-		return &chain.Call{Msg: ethereum.CallMsg{To: &to, Data: data}}
-	}
-	usedCall := q.signed.UsedCall()
-	used := ask(usedCall.To, usedCall.Data)
-	balance := ask(q.signed.Token, evm.BalanceCall(q.signed.Payer))
-	allowance := ask(q.signed.Token, evm.AllowanceCall(q.signed.Payer, evm.Permit2))
+	used := q.ask(q.signed.UsedCall())
+	balance := q.ask(evm.Call{To: q.signed.Token, Data: evm.BalanceCall(q.signed.Payer)})
+	allowance := q.ask(evm.Call{To: q.signed.Token, Data: evm.AllowanceCall(q.signed.Payer, evm.Permit2)})
 	questions := []chain.Request{used, balance}
 	if permit {
 		questions = append(questions, allowance)
@@ -350,7 +382,8 @@ func (q *quest) diagnose(ctx context.Context, revert *chain.RevertError) error {
 		return q.unavailable("asking why the payment reverts", err)
 	}
 	less := func(c *chain.Call) bool {
-		return c.Err == nil && len(c.Output) == 32 && new(big.Int).SetBytes(c.Output).Cmp(q.signed.Most) < 0
+		n := number(c)
+		return n != nil && n.Cmp(q.signed.Most) < 0
 	}
 	reasons := q.signed.Reasons()
 	if used.Err == nil {
@@ -442,8 +475,8 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		return f.settleNothing(ctx, &r, charge)
 	}
 	job := settle.Job{Record: r, Signed: q.signed, Charge: charge, Until: o.Until}
-	contract, known := q.rehearsals.recall(q.head, rehearsal{q.key, q.proof})
-	if job.Contract = known && contract; known && !contract && q.signed.Most.Cmp(charge.Big()) == 0 {
+	shown, known := q.rehearsals.recall(q.head, q.rehearsal())
+	if job.Contract = known && shown.contract; known && !shown.contract && q.signed.Most.Cmp(charge.Big()) == 0 {
 		job.Rehearsed = q.head
 	}
 	s, err := q.Engine.Settle(ctx, job)

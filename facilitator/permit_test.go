@@ -375,3 +375,35 @@ func TestPermit2IsNotTakenWhereItsProxiesAreMissing(t *testing.T) {
 		}
 	}
 }
+
+func TestFundsAreWhatThePayerCouldPay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	approved := int64(5000)
+	data, err := devchain.TestUSDC().ABI.Pack("approve", evm.Permit2, big.NewInt(approved))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.call(w.payer, data)
+	transfer := w.pay()
+	upto := w.byPermit2(payment.Upto)
+	permit := w.permits(w.payer.Key, w.payer.Address, &upto)
+	balance := w.chain.USDCBalance(w.payer.Address).Int64()
+	for _, c := range []struct {
+		p    *payment.Payment
+		o    *payment.Offer
+		want int64
+	}{
+		{transfer, &w.offer, balance},
+		{w.received(&upto, permit.Encode(), nil), &upto, approved},
+		{w.received(&upto, permit.Encode(), w.approval(&permit.Permit)), &upto, 1000}, // which replaces the allowance
+	} {
+		for range 2 { // the second is remembered
+			w.sees()
+			v, err := w.embedded.Verify(soon(t), c.p, c.o)
+			if err != nil || v.Funds == nil || v.Funds.Int64() != c.want {
+				t.Errorf("%s: %+v, %v, want %d", c.o.Scheme, v, err, c.want)
+			}
+		}
+	}
+}

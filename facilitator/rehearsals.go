@@ -1,6 +1,7 @@
 package facilitator
 
 import (
+	"math/big"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -18,35 +19,43 @@ const maxRehearsals = 1 << 16
 // the same is not paid for with anything but gas.
 type rehearsals struct {
 	mu   sync.Mutex
-	head common.Hash        // guarded by mu
-	done map[rehearsal]bool // guarded by mu: whether the payer's account has code
+	head common.Hash             // guarded by mu
+	done map[rehearsal]performed // guarded by mu
 }
 
-// A rehearsal is one transfer with its signature.
+// performed is what a simulation that went well has shown.
+type performed struct {
+	contract bool     // the payer's account has code
+	funds    *big.Int // see payment.Verification
+}
+
+// A rehearsal is what was signed, with its signature and the approval that came
+// with it: without that the same permit may fail.
 type rehearsal struct {
-	key   payment.Key
-	proof payment.Fingerprint
+	key      payment.Key
+	proof    payment.Fingerprint
+	approval payment.Fingerprint // zero if there is none
 }
 
 // recall returns what note was told after the same head.
-func (r *rehearsals) recall(head common.Hash, of rehearsal) (contract, ok bool) {
+func (r *rehearsals) recall(head common.Hash, of rehearsal) (shown performed, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.head != head {
-		return false, false
+		return performed{}, false
 	}
-	contract, ok = r.done[of]
-	return contract, ok
+	shown, ok = r.done[of]
+	return shown, ok
 }
 
 // note remembers a transfer that went well after head.
-func (r *rehearsals) note(head common.Hash, of rehearsal, contract bool) {
+func (r *rehearsals) note(head common.Hash, of rehearsal, shown performed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.head != head || len(r.done) >= maxRehearsals {
-		r.head, r.done = head, map[rehearsal]bool{}
+		r.head, r.done = head, map[rehearsal]performed{}
 	}
-	r.done[of] = contract
+	r.done[of] = shown
 }
 
 // maxSignatures bounds how many signatures of one generation are remembered.

@@ -14,6 +14,7 @@ package payment
 import (
 	"context"
 	"encoding/json"
+	"math/big"
 
 	"github.com/ethereum/go-ethereum/common"
 )
@@ -85,6 +86,12 @@ type Verification struct {
 	// account accepts can change at any time, so it is settled before
 	// anything is served.
 	Contract bool
+
+	// Funds is the most that the payer could have paid as the chain stood, in
+	// atomic units: its balance, and by Permit2 no more than its allowance. It
+	// is nil where that is not known. All that is handed out to a payer before
+	// its money has moved must be covered by it.
+	Funds *big.Int
 }
 
 // A Settlement says that the money has moved.
