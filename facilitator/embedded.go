@@ -212,7 +212,7 @@ func (q *quest) checkPermit(p *payment.Payment, at uint64) error {
 	this := signature{q.permit2, q.proof}
 	wallet, known := q.signatures.recall(this)
 	if !known {
-		if wallet, err = s.CheckSignature(q.permit2); err != nil {
+		if wallet, err = q.signed.CheckSigner(q.permit2); err != nil {
 			return err
 		}
 		q.signatures.note(this, wallet)

@@ -34,6 +34,9 @@ const (
 	EVMAssetNotDeployed  Reason = "asset_not_deployed_contract"
 	EVMPayloadType       Reason = "unsupported_payload_type"
 	EVMFactoryNotAllowed Reason = "eip6492_factory_not_allowed"
+	EVMUndeployedWallet  Reason = "invalid_exact_evm_payload_undeployed_smart_wallet"
+	EVMSignatureFormat   Reason = "invalid_exact_evm_failed_to_parse_signature"
+	EVMDeploymentFailed  Reason = "smart_wallet_deployment_failed"
 
 	// exact on EVM by EIP-3009, as the chain stands.
 	EVMTokenNameMismatch    Reason = "invalid_exact_evm_token_name_mismatch"

@@ -16,11 +16,12 @@ import (
 // of validBefore.
 const MinValidity = 6
 
-// Terms are what a transfer is held against: the seller's offer and the
-// token's domain separator.
+// Terms are what a transfer is held against: the seller's offer, the token's
+// domain separator, and who may deploy the wallets of payers.
 type Terms struct {
 	Offer     *payment.Offer
 	Separator common.Hash
+	Factories Factories // unused by Check and Match
 }
 
 // Check decides everything about a payment that needs no chain, from the
@@ -44,6 +45,21 @@ func Check(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
 // Match is Check without the recovery of the signer, which takes most of its
 // time: whoever calls CheckSignature after it has done the same.
 func Match(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
+	t, err := matchTerms(p, terms, at)
+	if err == nil {
+		err = Factories(nil).check(t.From, t.Signature)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if problem := canonical(t.Signature); problem != "" {
+		return nil, &payment.InvalidError{Reason: payment.EVMSignature, Message: problem, Payer: t.From.Hex()}
+	}
+	return t, nil
+}
+
+// matchTerms holds everything about a payment against terms but its signature.
+func matchTerms(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
 	o := terms.Offer
 	if p.Version != payment.V1 && p.Version != payment.V2 {
 		return nil, payment.Invalid(payment.InvalidVersion, fmt.Sprintf("x402Version %d is not known", p.Version))
@@ -83,12 +99,6 @@ func Match(p *payment.Payment, terms Terms, at uint64) (*Transfer, error) {
 	}
 	if t.ValidAfter.Cmp(new(big.Int).SetUint64(at)) > 0 {
 		return refuse(payment.EVMValidAfter, fmt.Sprintf("authorization.validAfter is %s, chain time is %d", t.ValidAfter, at))
-	}
-	if wrapped(t.Signature) {
-		return refuse(payment.EVMFactoryNotAllowed, "ERC-6492 signatures are not accepted here")
-	}
-	if problem := canonical(t.Signature); problem != "" {
-		return refuse(payment.EVMSignature, problem)
 	}
 	return t, nil
 }

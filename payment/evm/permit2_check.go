@@ -12,12 +12,13 @@ import (
 )
 
 // PermitTerms are what a permit is held against: the seller's offer, Permit2's
-// domain separator on the offer's network, and for upto the accounts that can
-// send the settlement.
+// domain separator on the offer's network, for upto the accounts that can send
+// the settlement, and who may deploy the wallets of payers.
 type PermitTerms struct {
 	Offer        *payment.Offer
 	Separator    common.Hash
 	Facilitators []common.Address // unused by exact
+	Factories    Factories        // who may deploy the wallets of payers
 }
 
 // CheckPermit decides everything about a payment by Permit2 that needs no
@@ -28,16 +29,16 @@ type PermitTerms struct {
 //
 // contract reports that the signature is not one by the key of From. Such a
 // permit is good only if From is a contract that accepts the signature, which
-// this cannot know: where From has no code it must be refused with
-// payment.Permit2Signature. Signatures by the key of From are accepted in their
-// canonical form only, although Permit2 takes others.
+// this cannot know: Way refuses it where From has no code. Signatures by the
+// key of From are accepted in their canonical form only, although Permit2 takes
+// others.
 //
 // Errors are *payment.InvalidError, or *payment.MalformedError when the
 // payload cannot be read.
 func CheckPermit(p *payment.Payment, terms PermitTerms, at uint64) (permit *SignedPermit, contract bool, err error) {
 	s, err := MatchPermit(p, terms, at)
 	if err == nil {
-		contract, err = s.CheckSignature(terms.Separator)
+		contract, err = checkSigner(s.Digest(terms.Separator), s.From, s.Signature, payment.Permit2Signature)
 	}
 	if err != nil {
 		return nil, false, err
@@ -98,23 +99,10 @@ func MatchPermit(p *payment.Payment, terms PermitTerms, at uint64) (*SignedPermi
 	if token := o.Amount.Token().Address; s.Token != common.HexToAddress(token) {
 		return refuse(payment.Permit2TokenMismatch, "permit2Authorization.permitted.token is not "+token)
 	}
-	if wrapped(s.Signature) {
-		return refuse(payment.EVMFactoryNotAllowed, "ERC-6492 signatures are not accepted here")
+	if err := terms.Factories.check(s.From, s.Signature); err != nil {
+		return nil, err
 	}
 	return s, nil
-}
-
-// CheckSignature reports whether the signature is another one than by the key
-// of From, see CheckPermit. It returns an *payment.InvalidError for one by that
-// key that is not in its canonical form. separator is Permit2's.
-func (s *SignedPermit) CheckSignature(separator common.Hash) (contract bool, err error) {
-	if !s.byKey(separator) {
-		return true, nil
-	}
-	if problem := canonical(s.Signature); problem != "" {
-		return false, &payment.InvalidError{Reason: payment.Permit2Signature, Message: problem, Payer: s.From.Hex()}
-	}
-	return false, nil
 }
 
 // CheckCharge reports whether a permit lets charge be moved: by exact its
@@ -132,17 +120,6 @@ func (p *Permit) CheckCharge(charge *big.Int) error {
 		return &payment.InvalidError{Reason: payment.Permit2AmountMismatch, Message: "exact charges the whole amount", Payer: p.From.Hex()}
 	}
 	return nil
-}
-
-// byKey reports whether the signature is by the key of From, in any of the
-// forms that some program takes for one.
-func (s *SignedPermit) byKey(separator common.Hash) bool {
-	plain, ok := plainForm(s.Signature)
-	if !ok {
-		return false
-	}
-	signer, err := Recover(s.Digest(separator), plain[:])
-	return err == nil && signer == s.From
 }
 
 // plainForm returns the canonical form of what is an ECDSA signature in one of
