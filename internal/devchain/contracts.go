@@ -47,6 +47,15 @@ func UptoProxyContract() Contract { return mustLoad("UptoProxy") }
 // TestWallet returns the ERC-1271 wallet that SetWallet places.
 func TestWallet() Contract { return mustLoad("TestWallet") }
 
+// WalletFactory returns the factory of wallets that SetWalletFactory places.
+func WalletFactory() Contract { return mustLoad("WalletFactory") }
+
+// DelegateWallet returns the code that SetDelegateWallet places, for accounts to delegate to.
+func DelegateWallet() Contract { return mustLoad("DelegateWallet") }
+
+// HostileWallet returns the wallet that SetHostileWallet places.
+func HostileWallet() Contract { return mustLoad("HostileWallet") }
+
 // HostileToken returns the token that SetHostileToken places.
 func HostileToken() Contract { return mustLoad("HostileToken") }
 

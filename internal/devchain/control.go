@@ -76,7 +76,7 @@ func (c *Chain) Revert(snapshot common.Hash) error {
 
 // Reorg replaces the last depth blocks by depth+1 empty ones. The transactions of the replaced blocks return to the
 // pool, so an instant chain that is not paused seals them again at once, on the new branch; what was changed without a
-// transaction (SetCode, SetWallet, SetETHBalance) is gone.
+// transaction (SetCode and what places contracts by it, SetETHBalance) is gone.
 func (c *Chain) Reorg(depth int) error { return c.reorg(depth, false) }
 
 // ReorgDropping is Reorg, except that the transactions of the replaced blocks are forgotten. A transaction that arrives
@@ -153,13 +153,6 @@ func (c *Chain) SetCode(account common.Address, code []byte, storage map[common.
 		for slot, value := range storage {
 			s.SetState(account, slot, value)
 		}
-	})
-}
-
-// SetWallet makes account an ERC-1271 wallet that approves what owner signs. It seals a block.
-func (c *Chain) SetWallet(account, owner common.Address) error {
-	return c.SetCode(account, TestWallet().Code, map[common.Hash]common.Hash{
-		walletOwnerSlot: common.BytesToHash(owner[:]),
 	})
 }
 

@@ -2,7 +2,6 @@ package devchain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/big"
 
@@ -48,6 +47,16 @@ func (c *Chain) transact(data []byte, err error) error {
 	if err != nil {
 		return fmt.Errorf("devchain: %w", err)
 	}
+	return c.command("the token", func(nonce uint64, feeCap *big.Int) types.TxData {
+		return &types.DynamicFeeTx{
+			ChainID: big.NewInt(chainID), Nonce: nonce, GasFeeCap: feeCap, GasTipCap: big.NewInt(suggestedTip),
+			Gas: 200_000, To: &USDC, Data: data,
+		}
+	})
+}
+
+// command sends a transaction from the control account, in a block of its own. whom is who may refuse it.
+func (c *Chain) command(whom string, write func(nonce uint64, feeCap *big.Int) types.TxData) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.extend(func(d *draft) error {
@@ -57,15 +66,9 @@ func (c *Chain) transact(data []byte, err error) error {
 				return fmt.Errorf("devchain: repeating a control transaction after a reorganization: %w", err)
 			}
 		}
-		tx, err := types.SignNewTx(control.Key, types.LatestSignerForChainID(big.NewInt(chainID)), &types.DynamicFeeTx{
-			ChainID:   big.NewInt(chainID),
-			Nonce:     d.state.GetNonce(control.Address),
-			GasFeeCap: new(big.Int).Mul(d.header.BaseFee, big.NewInt(1000)), // still enough after a reorganization
-			GasTipCap: big.NewInt(suggestedTip),
-			Gas:       200_000,
-			To:        &USDC,
-			Data:      data,
-		})
+		feeCap := new(big.Int).Mul(d.header.BaseFee, big.NewInt(1000)) // still enough after a reorganization
+		signer := types.LatestSignerForChainID(big.NewInt(chainID))
+		tx, err := types.SignNewTx(control.Key, signer, write(d.state.GetNonce(control.Address), feeCap))
 		if err != nil {
 			return fmt.Errorf("devchain: signing a control transaction: %w", err)
 		}
@@ -73,7 +76,7 @@ func (c *Chain) transact(data []byte, err error) error {
 			return fmt.Errorf("devchain: control transaction: %w", err)
 		}
 		if d.receipts[len(d.receipts)-1].Status != types.ReceiptStatusSuccessful {
-			return errors.New("devchain: the token refused a control transaction")
+			return fmt.Errorf("devchain: %s refused a control transaction", whom)
 		}
 		return nil
 	})
