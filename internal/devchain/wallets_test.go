@@ -208,7 +208,7 @@ func TestAWalletIsDeployedAndPaysInOneCall(t *testing.T) {
 	if _, spent := tried(t, chain, again); !spent {
 		t.Error("a wallet that is deployed already cannot pay with a wrapper")
 	}
-	paid(t, sealCall(t, chain, contractCap, again.Unwrapped().Spend(again.Most)), again)
+	paid(t, sealCall(t, chain, contractCap, again.Spend(again.Most)), again)
 }
 
 // What a wrapper deploys must be the payer, and must accept.

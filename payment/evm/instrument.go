@@ -129,8 +129,10 @@ func (i *Instrument) CheckCharge(charge *big.Int) error {
 }
 
 // Spend returns the call that charges an amount, of which CheckCharge has found
-// that it can be.
+// that it can be. Of a wrapped signature it is what is in the wrapper: contracts
+// know nothing of those.
 func (i *Instrument) Spend(charge *big.Int) Call {
+	i = i.Unwrapped()
 	if i.Permit != nil {
 		c := PermitCall{i.Permit, charge, i.Approval}
 		return Call{i.Permit.Proxy(), c.Calldata()}

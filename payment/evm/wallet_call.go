@@ -26,7 +26,8 @@ func SignatureCall(wallet common.Address, digest common.Hash, signature []byte) 
 }
 
 // SignatureAccepted reads the answer to SignatureCall: one word, of which
-// tokens compare all 32 bytes. Anything else is a refusal.
+// tokens compare all 32 bytes. Anything else is a refusal. (USDC takes a longer
+// answer that starts with that word; no honest wallet gives one.)
 func SignatureAccepted(answer []byte) bool {
 	return len(answer) == 32 && bytes.HasPrefix(answer, selIsValidSignature[:]) && zero(answer[4:])
 }
@@ -40,9 +41,8 @@ func (i *Instrument) SignatureCall(separator common.Hash) Call {
 }
 
 // Unwrapped returns i as contracts take it: with the signature in an ERC-6492
-// wrapper in place of the wrapper, and i itself if there is none. Spend is to
-// be asked of it whatever the payer is. Key is that of i. Proof is not: it is a
-// hash of what was sent.
+// wrapper in place of the wrapper, and i itself if there is none. Key is that of
+// i. Proof is not: it is a hash of what was sent.
 func (i *Instrument) Unwrapped() *Instrument {
 	signature := i.signature()
 	inner := bare(signature)
@@ -73,7 +73,7 @@ func (i *Instrument) DeployAndSpend(charge *big.Int) (Call, error) {
 	case !isWrapped:
 		return Call{}, errors.New("evm: the signature names no factory")
 	}
-	return TryCalls(Call{w.Factory, w.Calldata}, i.Unwrapped().Spend(charge)), nil
+	return TryCalls(Call{w.Factory, w.Calldata}, i.Spend(charge)), nil
 }
 
 // DeployedAndSpent reads the answer to DeployAndSpend. The payment is good if
@@ -110,4 +110,36 @@ func TryCalls(calls ...Call) Call {
 		b = appendBytes(b, c.Data)
 	}
 	return Call{Multicall3, b}
+}
+
+// ReadTryCalls reads the data of a call that TryCalls has made, down to the
+// last byte. Who signs for a lane finds with it which factory is called, and
+// what is spent.
+func ReadTryCalls(data []byte) ([]Call, error) {
+	if !bytes.HasPrefix(data, selTryAggregate[:]) {
+		return nil, errors.New("evm: the call is no tryAggregate")
+	}
+	r := reader{data[4:]}
+	start, ok := r.offset(0, 32)
+	count, fits := r.length(start)
+	if !ok || !fits || count > len(data)/32 {
+		return nil, errors.New("evm: the calls cannot be read")
+	}
+	list := start + 32
+	calls := make([]Call, count)
+	left := len(data) // calls that share their data would make much of little
+	for i := range calls {
+		at, ok := r.offset(list, list+32*i)
+		where, fits := r.offset(at, at+32)
+		length, whole := r.length(where)
+		left -= length
+		if !ok || !fits || !whole || where+32+length > len(r.data) || left < 0 {
+			return nil, fmt.Errorf("evm: call %d cannot be read", i)
+		}
+		calls[i] = Call{common.BytesToAddress(r.data[at : at+32]), bytes.Clone(r.data[where+32 : where+32+length])}
+	}
+	if !bytes.Equal(data, TryCalls(calls...).Data) {
+		return nil, errors.New("evm: the calls are not encoded as they should be: each may fail on its own")
+	}
+	return calls, nil
 }

@@ -445,8 +445,10 @@ func TestContractsAreGivenTheSignatureInTheWrapper(t *testing.T) {
 			i = evm.OfTransfer(devUSDC, &evm.Transfer{Authorization: transfer.Authorization, Signature: wrap(inner)})
 		}
 		u := i.Unwrapped()
-		if got := u.Spend(u.Most); got.To != spend.To || !bytes.Equal(got.Data, spend.Data) {
-			t.Errorf("the call is %x, want %x", got.Data, spend.Data)
+		for _, got := range []evm.Call{i.Spend(i.Most), u.Spend(u.Most)} {
+			if got.To != spend.To || !bytes.Equal(got.Data, spend.Data) {
+				t.Errorf("the call is %x, want %x", got.Data, spend.Data)
+			}
 		}
 		if got := i.SignatureCall(separator); got.To != i.Payer || !bytes.Equal(got.Data, ask.Data) {
 			t.Errorf("the wallet is asked %x, want %x", got.Data, ask.Data)
@@ -489,12 +491,75 @@ func TestOnlyAWholeAnswerTellsWhatWasSpent(t *testing.T) {
 	}
 }
 
+func TestOnlyCallsThatMayFailEachAreReadBack(t *testing.T) {
+	made := evm.TryCalls(evm.Call{To: someFactory, Data: []byte{1, 2, 3, 4, 5}}, evm.Call{To: devUSDC, Data: make([]byte, 64)})
+	calls, err := evm.ReadTryCalls(made.Data)
+	if err != nil || len(calls) != 2 || calls[0].To != someFactory || !bytes.Equal(calls[0].Data, []byte{1, 2, 3, 4, 5}) || calls[1].To != devUSDC || len(calls[1].Data) != 64 {
+		t.Fatalf("%+v, %v", calls, err)
+	}
+	for at := range made.Data {
+		changed := bytes.Clone(made.Data)
+		changed[at] ^= 0x80
+		calls, err := evm.ReadTryCalls(changed)
+		if err == nil && !bytes.Equal(evm.TryCalls(calls...).Data, changed) {
+			t.Errorf("with byte %d changed it is read as %+v", at, calls)
+		}
+		if calls, err := evm.ReadTryCalls(made.Data[:at]); err == nil {
+			t.Errorf("%d bytes are read as %+v", at, calls)
+		}
+	}
+	if _, err := evm.ReadTryCalls(append(made.Data, make([]byte, 32)...)); err == nil {
+		t.Error("trailing junk is read")
+	}
+}
+
+// A wrapper has somebody call a contract with data that the payer chooses
+// (THREATS T30).
+func TestHostileWrappersAreRefusedBeforeAnythingIsAsked(t *testing.T) {
+	o := offerOn(t, "eip155:84532", 10000)
+	terms := termsFor(o)
+	terms.Factories = factories
+	good := transferFor(t, o, 0, 1_790_000_060)
+	call := func(signature string) []byte {
+		return append(crypto.Keccak256([]byte(signature))[:4], make([]byte, 96)...)
+	}
+	wrappers := []evm.Wrapper{
+		{Factory: someFactory, Calldata: call("upgradeToAndCall(address,bytes)")},
+		{Factory: someFactory, Calldata: call("execute(address,uint256,bytes)")},
+		{Factory: someFactory},
+		{Factory: someFactory, Calldata: []byte{1, 2, 3}},
+		{Factory: someFactory, Calldata: append([]byte{0}, 1, 2, 3, 4)},
+	}
+	targets := []common.Address{devUSDC, evm.Permit2, evm.Multicall3, evm.ExactProxy, evm.UptoProxy, good.From, good.To, {18: 1}}
+	for i := range byte(0x12) { // the precompiled contracts
+		targets = append(targets, common.Address{19: i + 1})
+	}
+	for _, to := range targets {
+		for _, f := range []string{"transfer(address,uint256)", "approve(address,uint256)", "aggregate3((address,bool,bytes)[])", "grantRole(bytes32,address)"} {
+			wrappers = append(wrappers, evm.Wrapper{Factory: to, Calldata: call(f)})
+		}
+		wrappers = append(wrappers, evm.Wrapper{Factory: to, Calldata: []byte{1, 2, 3, 4}}) // what the factory may do
+	}
+	for _, w := range wrappers {
+		w.Signature = make([]byte, 65)
+		transfer := &evm.Transfer{Authorization: good.Authorization, Signature: w.Encode()}
+		_, _, err := evm.CheckTransfer(paymentOf(payment.V2, o, transfer), terms, 1_790_000_000)
+		if got := reasonIn(t, err); got != payment.EVMFactoryNotAllowed {
+			t.Errorf("%s with %x: %q", w.Factory, w.Calldata, got)
+		}
+	}
+	if len(wrappers) < 40 {
+		t.Errorf("only %d wrappers", len(wrappers))
+	}
+}
+
 func word32(n uint64) []byte { return common.BigToHash(new(big.Int).SetUint64(n)).Bytes() }
 
 func FuzzReadWrapper(f *testing.F) {
 	f.Add(wrap(make([]byte, 65)))
 	f.Add(wrap(nil))
 	f.Add(wrap(wrap([]byte{1})))
+	f.Add(evm.TryCalls(evm.Call{To: someFactory, Data: []byte{1}}, evm.Call{To: devUSDC}).Data)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, signature []byte) {
 		w, wrapped, err := evm.ReadWrapper(signature)
@@ -511,6 +576,9 @@ func FuzzReadWrapper(f *testing.F) {
 		_ = evm.Factories{}.Allows(&evm.Wrapper{Calldata: signature})
 		if _, spent, err := evm.DeployedAndSpent(signature); spent && err != nil {
 			t.Error("spent, and an error")
+		}
+		if calls, err := evm.ReadTryCalls(signature); err == nil && !bytes.Equal(evm.TryCalls(calls...).Data, signature) {
+			t.Errorf("%x is read as %+v", signature, calls)
 		}
 	})
 }
