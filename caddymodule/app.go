@@ -135,6 +135,10 @@ type Network struct {
 	// The most gas that one transfer may take. Default: 300000.
 	MaxGas uint64 `json:"max_gas,omitempty"`
 
+	// The same where the payer's account has code, which can burn all of it.
+	// Default: 500000.
+	MaxWalletGas uint64 `json:"max_wallet_gas,omitempty"`
+
 	// For which payments one node is not enough. Default: none.
 	Quorum *Quorum `json:"quorum,omitempty"`
 

@@ -45,6 +45,7 @@ func init() {
 //			max_fee_per_gas <wei>
 //			gas_budget      <wei per day>
 //			max_gas         <gas>
+//			max_wallet_gas  <gas>
 //			quorum          <nodes> [above <price>]
 //			rate            <reads per second>
 //			poll_interval   <duration>
@@ -164,6 +165,8 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 			err = text(d, &n.GasBudget)
 		case "max_gas":
 			err = number(d, &n.MaxGas, 64)
+		case "max_wallet_gas":
+			err = number(d, &n.MaxWalletGas, 64)
 		case "quorum":
 			n.Quorum = &Quorum{}
 			err = n.Quorum.parse(d)
@@ -174,7 +177,7 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 		case "poll_interval":
 			err = duration(d, &n.PollInterval)
 		default:
-			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "quorum", "rate", "poll_interval")
+			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "max_wallet_gas", "quorum", "rate", "poll_interval")
 		}
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/chain"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 // An engine is one configuration at work. It lives from the start of its app
@@ -92,9 +93,13 @@ func (e *engine) startMarkets(a *App, book *openedLedger) ([]facilitator.Market,
 			return nil, err
 		}
 		e.closers = append(e.closers, func() error { client.Close(); return nil })
+		strikes := &facilitator.Strikes{}
 		engine, err := settle.New(settle.Config{
 			Network: n.network, Chain: failpoint.Chain(client), Ledger: book.ledger, Signers: n.lanes,
-			MaxFeePerGas: n.maxFee, GasBudget: n.budget, MaxGas: n.MaxGas, Quorum: n.quorum, Logger: a.logger,
+			MaxFeePerGas: n.maxFee, GasBudget: n.budget, MaxGas: n.MaxGas, MaxWalletGas: n.MaxWalletGas, Quorum: n.quorum, Logger: a.logger,
+			Failed: func(signed *evm.Instrument) {
+				strikes.Strike(time.Now(), facilitator.SuspectOf(n.network, signed.Payer, nil))
+			},
 		})
 		if err != nil {
 			return nil, err
@@ -103,7 +108,7 @@ func (e *engine) startMarkets(a *App, book *openedLedger) ([]facilitator.Market,
 			return nil, err
 		}
 		e.closers = append(e.closers, func() error { engine.Stop(); return nil })
-		markets = append(markets, facilitator.Market{Network: n.network, Tokens: n.tokens, Chain: client, Engine: engine})
+		markets = append(markets, facilitator.Market{Network: n.network, Tokens: n.tokens, Chain: client, Engine: engine, Strikes: strikes})
 	}
 	return markets, nil
 }

@@ -32,6 +32,10 @@ type Market struct {
 	Tokens  []payment.Token // those that are taken; no others are
 	Chain   Chain
 	Engine  *settle.Engine
+
+	// Strikes are whose payments failed in blocks, as the engine has told.
+	// Default: nobody's.
+	Strikes *Strikes
 }
 
 // Chain is what verification asks of a network's nodes. *chain.Client has it.
@@ -50,6 +54,7 @@ type Embedded struct {
 	ledger  *ledger.Ledger
 	markets map[payment.Network]*market
 	logger  *slog.Logger
+	now     func() time.Time
 }
 
 type market struct {
@@ -57,6 +62,8 @@ type market struct {
 	tokens     map[string]*token // by canonical address
 	rehearsals rehearsals
 	signatures signatures
+	plain      plainAccounts
+	strikes    *Strikes
 	permit2    common.Hash // Permit2's domain separator
 	proxies    map[payment.Scheme]*proxy
 }
@@ -82,12 +89,15 @@ func NewEmbedded(l *ledger.Ledger, markets []Market, logger *slog.Logger) (*Embe
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Embedded{ledger: l, markets: map[payment.Network]*market{}, logger: logger}
+	f := &Embedded{ledger: l, markets: map[payment.Network]*market{}, logger: logger, now: time.Now}
 	for _, m := range markets {
 		if _, twice := f.markets[m.Network]; twice {
 			return nil, fmt.Errorf("facilitator: network %s is configured twice", m.Network)
 		}
-		own := &market{Market: m, tokens: map[string]*token{}, proxies: map[payment.Scheme]*proxy{}}
+		own := &market{Market: m, tokens: map[string]*token{}, proxies: map[payment.Scheme]*proxy{}, strikes: m.Strikes}
+		if own.strikes == nil {
+			own.strikes = &Strikes{}
+		}
 		id, _ := m.Network.ChainID()
 		own.permit2 = evm.Permit2Separator(id)
 		for _, scheme := range []payment.Scheme{payment.Exact, payment.Upto} {
@@ -131,18 +141,26 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err != nil {
 		return nil, err
 	}
-	if err := q.confirmContracts(ctx); err != nil {
+	if err := q.confirm(ctx, f.now()); err != nil {
 		return nil, err
 	}
 	this := q.rehearsal()
 	shown, known := q.rehearsals.recall(q.head, this)
 	if !known {
-		if shown, err = q.simulate(ctx); err != nil {
+		if err := q.strikes.Check(f.now(), q.suspect(nil)); err != nil {
+			return nil, err
+		}
+		if shown, err = q.simulate(ctx, f.now()); err != nil {
 			return nil, err
 		}
 		q.rehearsals.note(q.head, this, shown)
 	}
 	return &payment.Verification{Payer: q.signed.Payer.Hex(), Key: q.key, Contract: shown.contract, Funds: shown.funds}, nil
+}
+
+// suspect is the payer, with the code at its account where that is known.
+func (q *quest) suspect(code []byte) Suspect {
+	return SuspectOf(q.Network, q.signed.Payer, code)
 }
 
 func (q *quest) rehearsal() rehearsal {
@@ -180,21 +198,27 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 // checkTransfer checks an authorization by EIP-3009 at a time of the chain, in
 // unix seconds.
 func (q *quest) checkTransfer(p *payment.Payment, at uint64) error {
-	t, err := evm.Match(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, at)
+	t, err := evm.MatchTransfer(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, at)
 	if err != nil {
 		return err
 	}
 	q.signed = evm.OfTransfer(common.HexToAddress(q.token.Address), t)
+	return q.checkSigner(q.token.separator)
+}
+
+// checkSigner finds out whether the payer's key has signed, once for each
+// signature. separator is that of the contract that asks for it.
+func (q *quest) checkSigner(separator common.Hash) (err error) {
 	q.proof = q.signed.Proof()
-	this := signature{q.token.separator, q.proof}
-	if _, known := q.signatures.recall(this); known {
+	this := signature{separator, q.proof}
+	known := false
+	if q.wallet, known = q.signatures.recall(this); known {
 		return nil
 	}
-	if err := t.CheckSignature(q.token.separator); err != nil {
-		return err
+	if q.wallet, err = q.signed.CheckSigner(separator); err == nil {
+		q.signatures.note(this, q.wallet)
 	}
-	q.signatures.note(this, false)
-	return nil
+	return err
 }
 
 // checkPermit checks a permit, and the approval that may come with it.
@@ -208,17 +232,7 @@ func (q *quest) checkPermit(p *payment.Payment, at uint64) error {
 		return err
 	}
 	q.signed = evm.OfPermit(s, approval)
-	q.proof = q.signed.Proof()
-	this := signature{q.permit2, q.proof}
-	wallet, known := q.signatures.recall(this)
-	if !known {
-		if wallet, err = q.signed.CheckSigner(q.permit2); err != nil {
-			return err
-		}
-		q.signatures.note(this, wallet)
-	}
-	q.wallet = wallet
-	return nil
+	return q.checkSigner(q.permit2)
 }
 
 // find looks up network and token, and holds the caller's idea of the token
@@ -269,9 +283,13 @@ func payerOf(p *payment.Payment, o *payment.Offer) string {
 	return ""
 }
 
-// confirmContracts asks the contracts that a payment goes through, once each,
-// whether they are what they are taken for.
-func (q *quest) confirmContracts(ctx context.Context) error {
+// confirm asks whether the payer can have signed, where only its code tells,
+// and the contracts that a payment goes through, once each, whether they are
+// what they are taken for.
+func (q *quest) confirm(ctx context.Context, now time.Time) error {
+	if err := q.confirmWallet(ctx, now); err != nil {
+		return err
+	}
 	switch {
 	case q.signed.Permit == nil:
 		return q.confirmDomain(ctx)
@@ -312,8 +330,8 @@ func (q *quest) confirmDomain(ctx context.Context) error {
 
 // simulate runs the payment as the lane will send it, and reads the payer's
 // code and funds with the same round trip.
-func (q *quest) simulate(ctx context.Context) (shown performed, err error) {
-	msg, err := q.Engine.Message(ctx, q.signed, q.signed.Most)
+func (q *quest) simulate(ctx context.Context, at time.Time) (shown performed, err error) {
+	msg, err := q.Engine.Message(ctx, q.signed, q.signed.Most, q.wallet)
 	if err != nil {
 		return shown, q.unavailable("preparing the simulation", err)
 	}
@@ -332,8 +350,12 @@ func (q *quest) simulate(ctx context.Context) (shown performed, err error) {
 	if code.Err != nil {
 		return shown, q.unavailable("reading the payer's code", code.Err)
 	}
-	if shown.contract = len(code.Code) > 0; q.wallet && !shown.contract {
-		return shown, q.refuse(payment.Permit2Signature, "the signature is not by permit2Authorization.from")
+	shown.contract = len(code.Code) > 0
+	if _, err := q.signed.Way(evm.AccountOf(code.Code), q.wallet); err != nil {
+		return shown, err
+	}
+	if err := q.strikes.Check(at, q.suspect(code.Code)); err != nil {
+		return shown, err
 	}
 	var revert *chain.RevertError
 	switch {
@@ -463,7 +485,7 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.signed.CheckCharge(charge.Big()); err != nil {
 		return nil, err
 	}
-	if err := q.confirmContracts(ctx); err != nil {
+	if err := q.confirm(ctx, f.now()); err != nil {
 		return nil, err
 	}
 	if !fromTill {
@@ -480,6 +502,10 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		job.Rehearsed = q.head
 	}
 	s, err := q.Engine.Settle(ctx, job)
+	var invalid *payment.InvalidError
+	if job.Contract && errors.As(err, &invalid) && !invalid.NonceUsed() {
+		q.strikes.Strike(f.now(), q.suspect(nil)) // it had been found good a moment ago
+	}
 	if err != nil && !fromTill {
 		f.release(ctx, &r, err)
 	}

@@ -213,6 +213,10 @@ func TestGarbageCostsNoCall(t *testing.T) {
 	changed := w.authorize()
 	changed.Nonce[0] ^= 1
 
+	// That its payer is no contract, which might accept what no key has signed,
+	// is asked once.
+	_, err := w.embedded.Verify(soon(t), facilitatortest.Payment(t, payment.V2, &w.offer, forged), &w.offer)
+	wantInvalid(t, err, payment.EVMSignature)
 	calls := w.node.Calls()
 	for _, c := range []struct {
 		transfer func() *payment.Payment

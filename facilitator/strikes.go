@@ -11,44 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/tollgate402/tollgate/payment"
-	"github.com/tollgate402/tollgate/payment/evm"
 )
-
-// GasCaps are the most gas that one payment may take, and the limit that it is
-// simulated and sent with, by the way in which its payer is checked. A hostile
-// wallet can have the lane burn all of it. Zero means the default.
-type GasCaps struct {
-	Key      uint64 // plain accounts. Default: 300000
-	Contract uint64 // contract wallets and delegated accounts. Default: 500000
-	Factory  uint64 // wallets that are deployed on the way. Default: 1000000
-}
-
-// For returns the cap of payments that are checked in a way.
-func (c GasCaps) For(w evm.Way) uint64 {
-	given, standard := c.Key, uint64(300_000)
-	switch w {
-	case evm.ByKey:
-	case evm.ByContract:
-		given, standard = c.Contract, 500_000
-	case evm.ByFactory:
-		given, standard = c.Factory, 1_000_000
-	}
-	if given == 0 {
-		return standard
-	}
-	return given
-}
-
-// Limit returns the limit of gas to send a payment with of which a simulation
-// has taken some gas: a quarter more than that, and never more than the cap.
-// What can be burned is that much less.
-func (c GasCaps) Limit(w evm.Way, simulated uint64) uint64 {
-	most := c.For(w)
-	if simulated >= most {
-		return most
-	}
-	return min(simulated+simulated/4, most)
-}
 
 // Strikes remember whose payments looked good and then failed on the chain, at
 // the cost of the lane, and refuse them for a while. The zero value is ready

@@ -12,7 +12,6 @@ import (
 
 	"github.com/tollgate402/tollgate/facilitator"
 	"github.com/tollgate402/tollgate/payment"
-	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 var strikeTime = time.Unix(1_800_000_000, 0)
@@ -182,29 +181,5 @@ func TestStrikesAreCountedFromManyGoroutines(t *testing.T) {
 	wg.Wait()
 	if refusal(t, &s, 0, suspect(1, "code")) == "" {
 		t.Error("strikes were lost")
-	}
-}
-
-func TestCapsOfGasFollowTheWayOfTheCheck(t *testing.T) {
-	for _, row := range []struct {
-		caps      facilitator.GasCaps
-		way       evm.Way
-		most      uint64
-		simulated uint64
-		limit     uint64
-	}{
-		{facilitator.GasCaps{}, evm.ByKey, 300_000, 80_000, 100_000},
-		{facilitator.GasCaps{}, evm.ByContract, 500_000, 450_000, 500_000},
-		{facilitator.GasCaps{}, evm.ByFactory, 1_000_000, ^uint64(0), 1_000_000},
-		{facilitator.GasCaps{Key: 1, Contract: 2, Factory: 3}, evm.ByKey, 1, 0, 0},
-		{facilitator.GasCaps{Key: 1, Contract: 2, Factory: 3}, evm.ByContract, 2, 2, 2},
-		{facilitator.GasCaps{Key: 1, Contract: 2, Factory: 3}, evm.ByFactory, 3, 1, 1},
-	} {
-		if got := row.caps.For(row.way); got != row.most {
-			t.Errorf("%+v by %s: %d, want %d", row.caps, row.way, got, row.most)
-		}
-		if got := row.caps.Limit(row.way, row.simulated); got != row.limit {
-			t.Errorf("%+v by %s after %d: %d, want %d", row.caps, row.way, row.simulated, got, row.limit)
-		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"maps"
 	"math/big"
 	"strings"
 	"sync"
@@ -537,7 +536,15 @@ func TestWithoutAQuorumWhatALiarHasDoneIsFoundByComparing(t *testing.T) {
 			}
 		}
 		got := map[payment.Key]settle.DifferenceKind{}
-		for deadline := time.Now().Add(20 * time.Second); !maps.Equal(got, want) && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		all := func() bool {
+			for k, kind := range want {
+				if got[k] != kind {
+					return false
+				}
+			}
+			return true
+		}
+		for deadline := time.Now().Add(20 * time.Second); !all() && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			differences, err := c.engine.Reconcile(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -546,8 +553,15 @@ func TestWithoutAQuorumWhatALiarHasDoneIsFoundByComparing(t *testing.T) {
 				got[d.Key] = d.Kind
 			}
 		}
-		if !maps.Equal(got, want) {
+		if !all() {
 			t.Errorf("comparing finds %v, want %v", got, want)
+		}
+		for k, kind := range got {
+			// The liar may be asked here, too, and leave out a transfer. It is
+			// a false alarm that it can raise, and no other.
+			if want[k] != kind && kind != settle.Missing {
+				t.Errorf("comparing finds that payment %s is %s", k, kind)
+			}
 		}
 		if units := int64(1000 * len(paid)); c.earned() != units {
 			t.Errorf("the seller has %d units, want %d", c.earned(), units)

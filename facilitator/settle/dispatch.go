@@ -261,7 +261,7 @@ func (e *Engine) carry(ctx context.Context, l *lane, tickets []*ticket) {
 	if tickets = e.sort(ctx, l, tickets, head, p); len(tickets) == 0 {
 		return
 	}
-	gas := e.MaxGas
+	gas := e.gas(tickets[0].contract)
 	if len(tickets) > 1 {
 		if tickets, gas = e.fit(ctx, l, tickets, head, p); len(tickets) == 0 {
 			return
@@ -288,7 +288,7 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 			questions = append(questions, codes[i])
 		}
 	}
-	run := &chain.Call{Msg: e.message(l, tickets[0].it.spend(), e.MaxGas, p)}
+	run := &chain.Call{Msg: e.message(l, tickets[0].it.spend(), e.gas(tickets[0].contract), p)}
 	if alone && len(questions) > 0 {
 		questions = append(questions, run)
 	}
@@ -321,6 +321,14 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 		return nil
 	}
 	return rest
+}
+
+// gas is the limit that a payment is sent with alone.
+func (e *Engine) gas(contract bool) uint64 {
+	if contract {
+		return e.MaxWalletGas
+	}
+	return e.MaxGas
 }
 
 // failure tells a transfer's own failure from one for want of gas, which our

@@ -97,7 +97,8 @@ type Config struct {
 	Ledger  *ledger.Ledger
 
 	// Signers are the lanes: accounts that hold gas money and nothing else.
-	// Of several the last one is for payers whose accounts have code.
+	// Of several the last one is for what goes alone: payers whose accounts
+	// have code, and permits.
 	Signers []payment.CallSigner
 
 	// MaxFeePerGas is the highest price of gas to settle at, in wei. Nil
@@ -108,6 +109,15 @@ type Config struct {
 	// day, in wei; days are those of UTC. It does not see what some chains
 	// charge beside gas. Nil means no limit.
 	GasBudget *big.Int
+
+	// MaxWalletGas is MaxGas of payers whose accounts have code, which can
+	// burn all of it. Default: 500000.
+	MaxWalletGas uint64
+
+	// Failed, if not nil, is told of each payment for which gas was paid and
+	// that did not move: what its payer had signed failed in a block. It must
+	// not block.
+	Failed func(*evm.Instrument)
 
 	// MaxGas is the most gas one transfer may take, and the limit that one is
 	// sent with alone. Default: 300000.
@@ -165,6 +175,9 @@ func New(c Config) (*Engine, error) {
 	}
 	if c.MaxGas == 0 {
 		c.MaxGas = 300_000
+	}
+	if c.MaxWalletGas == 0 {
+		c.MaxWalletGas = max(500_000, c.MaxGas)
 	}
 	if c.MaxBatch <= 0 {
 		c.MaxBatch = 200

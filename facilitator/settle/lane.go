@@ -332,9 +332,9 @@ func (e *Engine) sign(ctx context.Context, l *lane, nonce uint64, to common.Addr
 }
 
 // Message returns the call that charges an amount as the lane will send it,
-// with real fees, for simulation. Wallets that behave differently when gas is
-// free are seen through this way.
-func (e *Engine) Message(ctx context.Context, signed *evm.Instrument, charge *big.Int) (ethereum.CallMsg, error) {
+// with real fees and gas, for simulation. Wallets that behave differently when
+// gas is free are seen through this way. contract says that the payer has code.
+func (e *Engine) Message(ctx context.Context, signed *evm.Instrument, charge *big.Int, contract bool) (ethereum.CallMsg, error) {
 	p, err := e.price(ctx)
 	if err != nil {
 		return ethereum.CallMsg{}, err
@@ -345,7 +345,7 @@ func (e *Engine) Message(ctx context.Context, signed *evm.Instrument, charge *bi
 			l = other
 		}
 	}
-	return e.message(l, signed.Spend(charge), e.MaxGas, p), nil
+	return e.message(l, signed.Spend(charge), e.gas(contract), p), nil
 }
 
 func (e *Engine) message(l *lane, call evm.Call, gas uint64, p price) ethereum.CallMsg {

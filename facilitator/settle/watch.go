@@ -333,6 +333,9 @@ func (e *Engine) again(it *item, seen *ledger.Record) {
 	if err != nil || len(r.Slots) != len(seen.Slots) || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > it.signed.Expiry || !it.retry(e.Now()) {
 		return
 	}
+	if e.Failed != nil {
+		e.Failed(it.signed)
+	}
 	t := &ticket{it: it, most: 1, retry: true, done: make(chan struct{})}
 	if last := r.Slots[len(r.Slots)-1]; len(r.Slots) == 1 {
 		if s, _, _ := e.laneOf(common.HexToAddress(last.Lane)).slot(last.Nonce, common.Hash{}); s != nil {
