@@ -174,7 +174,9 @@ type Token struct {
 	Decimals *uint8 `json:"decimals,omitempty"`
 
 	// Name and version of its EIP-712 domain, which can differ from its
-	// symbol and between networks.
+	// symbol and between networks. A token without them can be paid with by
+	// the method permit2 only, and payers without an allowance must approve
+	// Permit2 themselves.
 	Name    string `json:"name,omitempty"`
 	Version string `json:"version,omitempty"`
 
@@ -357,7 +359,7 @@ func (t Token) on(n payment.Network) (payment.Token, error) {
 		name    string
 		missing bool
 	}{
-		{"symbol", t.Symbol == ""}, {"decimals", t.Decimals == nil}, {"name", t.Name == ""}, {"version", t.Version == ""},
+		{"symbol", t.Symbol == ""}, {"decimals", t.Decimals == nil}, {"name", t.Name == "" && t.Version != ""}, {"version", t.Version == "" && t.Name != ""},
 	} {
 		if m.missing {
 			return payment.Token{}, fmt.Errorf("it is not the network's USDC: say its %s", m.name)

@@ -308,6 +308,11 @@ func (i *inspection) token(ctx context.Context, node *chain.Client, t payment.To
 		i.say(failed, about, "there is no contract at this address: is it one of another network?")
 		return
 	}
+	defer func() { i.denomination(about, t, decimals, symbol) }()
+	if t.Name == "" {
+		i.say(passed, about, "has no name and version here: it is paid with by Permit2 only")
+		return
+	}
 	expected := evm.DomainOf(t)
 	actual, known := domainOf(expected, domain, name, version)
 	switch {
@@ -328,8 +333,12 @@ func (i *inspection) token(ctx context.Context, node *chain.Client, t payment.To
 	if state.Err == nil && len(state.Output) == 32 {
 		i.say(passed, about, "has EIP-3009")
 	} else {
-		i.say(failed, about, "has no EIP-3009 (authorizationState), so it cannot be paid with")
+		i.say(failed, about, "has no EIP-3009 (authorizationState): it can be paid with by \"method permit2\" only")
 	}
+}
+
+// denomination holds a token's decimals and symbol against the configuration.
+func (i *inspection) denomination(about string, t payment.Token, decimals, symbol *chain.Call) {
 	if d, err := evm.ReadDecimals(decimals.Output); decimals.Err != nil || err != nil {
 		i.say(warned, about, "does not say how many decimals it has")
 	} else if d != t.Decimals {

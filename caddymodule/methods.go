@@ -33,6 +33,9 @@ func (a *App) moving(o Offer, offer payment.Offer) (payment.Offer, error) {
 	offer.Scheme = payment.Scheme(o.Scheme)
 	switch o.Method {
 	case "", byEIP3009:
+		if t := offer.Amount.Token(); t.Name == "" {
+			return offer, about("method", fmt.Errorf("token %s has no EIP-712 domain, which EIP-3009 needs: say its name and version in the global option x402, or write \"method permit2\"", t.Symbol))
+		}
 		return offer, nil
 	case byPermit2:
 	default:
