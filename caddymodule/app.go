@@ -19,6 +19,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 func init() {
@@ -139,6 +140,13 @@ type Network struct {
 	// Default: 500000.
 	MaxWalletGas uint64 `json:"max_wallet_gas,omitempty"`
 
+	// The factories that wallets which are not deployed yet may name
+	// (ERC-6492), by address, each with the functions of it that may be called:
+	// selectors, such as "0x5fbfb9cf", or signatures, such as
+	// "createAccount(address,uint256)". A payer chooses what they are called
+	// with, so they must do nothing but deploy a wallet. Default: none.
+	WalletFactories map[string][]string `json:"wallet_factories,omitempty"`
+
 	// For which payments one node is not enough. Default: none.
 	Quorum *Quorum `json:"quorum,omitempty"`
 
@@ -159,10 +167,12 @@ type Network struct {
 	maxFee  *big.Int
 	budget  *big.Int
 	quorum  settle.Quorum
+
+	factories evm.Factories
 }
 
-// Token is a token with EIP-3009. Of the network's USDC the address is
-// enough; of any other one everything must be said.
+// Token is a token that is taken. Of the network's USDC the address is enough;
+// of any other one everything must be said.
 type Token struct {
 	// The contract's address.
 	Address string `json:"address"`
@@ -265,6 +275,9 @@ func (n *Network) learn() error {
 	}
 	if n.Rate < 0 {
 		return errors.New("rate must not be negative")
+	}
+	if n.factories, err = factories(n.WalletFactories); err != nil {
+		return err
 	}
 	if n.Quorum != nil {
 		if n.quorum, err = n.Quorum.in(n.tokens); err != nil {

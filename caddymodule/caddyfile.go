@@ -46,6 +46,7 @@ func init() {
 //			gas_budget      <wei per day>
 //			max_gas         <gas>
 //			max_wallet_gas  <gas>
+//			wallet_factory  <address> <function>...
 //			quorum          <nodes> [above <price>]
 //			rate            <reads per second>
 //			poll_interval   <duration>
@@ -167,6 +168,18 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 			err = number(d, &n.MaxGas, 64)
 		case "max_wallet_gas":
 			err = number(d, &n.MaxWalletGas, 64)
+		case "wallet_factory":
+			args := d.RemainingArgs()
+			if len(args) < 2 {
+				return d.Err("wallet_factory needs an address and the functions that may be called, such as: wallet_factory 0x… \"createAccount(address,uint256)\"")
+			}
+			if n.WalletFactories == nil {
+				n.WalletFactories = map[string][]string{}
+			}
+			n.WalletFactories[args[0]] = append(n.WalletFactories[args[0]], args[1:]...)
+			if _, err := factories(n.WalletFactories); err != nil {
+				return d.WrapErr(err)
+			}
 		case "quorum":
 			n.Quorum = &Quorum{}
 			err = n.Quorum.parse(d)
@@ -177,7 +190,7 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 		case "poll_interval":
 			err = duration(d, &n.PollInterval)
 		default:
-			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "max_wallet_gas", "quorum", "rate", "poll_interval")
+			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "max_wallet_gas", "wallet_factory", "quorum", "rate", "poll_interval")
 		}
 		if err != nil {
 			return err

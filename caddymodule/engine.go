@@ -108,7 +108,7 @@ func (e *engine) startMarkets(a *App, book *openedLedger) ([]facilitator.Market,
 			return nil, err
 		}
 		e.closers = append(e.closers, func() error { engine.Stop(); return nil })
-		markets = append(markets, facilitator.Market{Network: n.network, Tokens: n.tokens, Chain: client, Engine: engine, Strikes: strikes})
+		markets = append(markets, facilitator.Market{Network: n.network, Tokens: n.tokens, Chain: client, Engine: engine, Strikes: strikes, Factories: n.factories})
 	}
 	return markets, nil
 }

@@ -1,11 +1,14 @@
 package caddymodule
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
@@ -70,6 +73,45 @@ func (a *App) settlesUpto(o Offer, n payment.Network) (common.Address, error) {
 		return own.lanes[len(own.lanes)-1].Address(), nil
 	}
 	return common.Address{1}, nil // lanes are not loaded while a Caddyfile is read, and missing ones are said elsewhere
+}
+
+// factories reads which factories of wallets may be called, and how.
+func factories(settings map[string][]string) (evm.Factories, error) {
+	list := evm.Factories{}
+	for text, functions := range settings {
+		address, err := payment.ParseAddress(payment.EVM(1), text)
+		if err != nil {
+			return nil, fmt.Errorf("wallet_factory: %w", err)
+		}
+		for _, f := range functions {
+			selector, err := selectorOf(f)
+			if err != nil {
+				return nil, err
+			}
+			list[common.HexToAddress(address)] = append(list[common.HexToAddress(address)], selector)
+		}
+	}
+	if err := list.Validate(); err != nil {
+		return nil, fmt.Errorf("wallet_factory: %w", err)
+	}
+	return list, nil
+}
+
+// selectorOf reads a function as four bytes in hexadecimal digits, or as its
+// signature, whose hash begins with them.
+func selectorOf(f string) (selector [4]byte, err error) {
+	if strings.HasPrefix(f, "0x") {
+		b, err := hex.DecodeString(f[2:])
+		if err != nil || len(b) != 4 {
+			return selector, fmt.Errorf("wallet_factory: %q is no selector, which is 0x and 8 hexadecimal digits", f)
+		}
+		return [4]byte(b), nil
+	}
+	name, _, ok := strings.Cut(f, "(")
+	if !ok || name == "" || !strings.HasSuffix(f, ")") || strings.ContainsAny(f, " \t") {
+		return selector, fmt.Errorf("wallet_factory: %q is no function: write it like createAccount(address,uint256), or its selector", f)
+	}
+	return [4]byte(crypto.Keccak256([]byte(f))), nil
 }
 
 // sponsoring is the extension that invites payers without allowance for Permit2

@@ -33,6 +33,10 @@ type Market struct {
 	Chain   Chain
 	Engine  *settle.Engine
 
+	// Factories are those that wallets which are not deployed yet may name
+	// (ERC-6492). Default: none.
+	Factories evm.Factories
+
 	// Strikes are whose payments failed in blocks, as the engine has told.
 	// Default: nobody's.
 	Strikes *Strikes
@@ -198,7 +202,7 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 // checkTransfer checks an authorization by EIP-3009 at a time of the chain, in
 // unix seconds.
 func (q *quest) checkTransfer(p *payment.Payment, at uint64) error {
-	t, err := evm.MatchTransfer(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator}, at)
+	t, err := evm.MatchTransfer(p, evm.Terms{Offer: &q.offer, Separator: q.token.separator, Factories: q.Factories}, at)
 	if err != nil {
 		return err
 	}
@@ -223,7 +227,7 @@ func (q *quest) checkSigner(separator common.Hash) (err error) {
 
 // checkPermit checks a permit, and the approval that may come with it.
 func (q *quest) checkPermit(p *payment.Payment, at uint64) error {
-	s, err := evm.MatchPermit(p, evm.PermitTerms{Offer: &q.offer, Facilitators: q.Engine.Lanes()}, at)
+	s, err := evm.MatchPermit(p, evm.PermitTerms{Offer: &q.offer, Facilitators: q.Engine.Lanes(), Factories: q.Factories}, at)
 	if err != nil {
 		return err
 	}
@@ -350,7 +354,7 @@ func (q *quest) simulate(ctx context.Context, at time.Time) (shown performed, er
 	if code.Err != nil {
 		return shown, q.unavailable("reading the payer's code", code.Err)
 	}
-	shown.contract = len(code.Code) > 0
+	shown.contract = len(code.Code) > 0 || q.signed.Wrapped()
 	if _, err := q.signed.Way(evm.AccountOf(code.Code), q.wallet); err != nil {
 		return shown, err
 	}
@@ -358,11 +362,11 @@ func (q *quest) simulate(ctx context.Context, at time.Time) (shown performed, er
 		return shown, err
 	}
 	var revert *chain.RevertError
-	switch {
-	case errors.As(run.Err, &revert):
+	switch err := settle.Went(q.signed, run); {
+	case errors.As(err, &revert):
 		return shown, q.diagnose(ctx, revert)
-	case run.Err != nil:
-		return shown, q.unavailable("simulating the payment", run.Err)
+	case err != nil:
+		return shown, q.unavailable("simulating the payment", err)
 	}
 	if shown.funds = number(balance); allowance != nil {
 		if n := number(allowance); n != nil && shown.funds != nil && n.Cmp(shown.funds) < 0 {

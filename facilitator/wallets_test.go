@@ -10,7 +10,9 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
+	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 // forgedBy returns a payment in somebody's name with the payer's signature.
@@ -133,4 +135,75 @@ func TestUndeployedWalletIsRefused(t *testing.T) {
 	a.Signature = append(a.Signature, make([]byte, 64)...)
 	_, err := w.embedded.Verify(soon(t), facilitatortest.Payment(t, payment.V2, &w.offer, a), &w.offer)
 	wantInvalid(t, err, payment.EVMUndeployedWallet)
+}
+
+// A wallet that is not deployed yet pays if its factory may be called.
+func TestWalletIsDeployedOnTheWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	factory := common.HexToAddress("0xfac7041")
+	if err := w.chain.SetWalletFactory(factory); err != nil {
+		t.Fatal(err)
+	}
+	const create = "createAccount"
+	contract := devchain.WalletFactory()
+	salt := big.NewInt(7)
+	where, err := contract.ABI.Pack("accountAddress", w.payer.Address, salt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := w.chain.Call(t.Context(), factory, where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := common.BytesToAddress(answer)
+	if err := w.chain.Mint(address, big.NewInt(1_000_000)); err != nil {
+		t.Fatal(err)
+	}
+	deploy, err := contract.ABI.Pack(create, w.payer.Address, salt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sees()
+	pay := func(signer devchain.Account, calldata []byte) *payment.Payment {
+		a := w.authorize().Authorization
+		a.From = address
+		transfer := facilitatortest.Sign(t, signer.Key, a, w.offer.Amount.Token())
+		transfer.Signature = (&evm.Wrapper{Factory: factory, Calldata: calldata, Signature: transfer.Signature}).Encode()
+		return facilitatortest.Payment(t, payment.V2, &w.offer, transfer)
+	}
+	_, err = w.embedded.Verify(soon(t), pay(w.payer, deploy), &w.offer)
+	wantInvalid(t, err, payment.EVMFactoryNotAllowed)
+
+	open := w.embedOpen(evm.Factories{factory: {[4]byte(contract.ABI.Methods[create].ID)}})
+	for _, c := range []struct {
+		p    *payment.Payment
+		want payment.Reason
+	}{
+		{pay(w.chain.Account("payer2"), deploy), payment.EVMSimulationFailed},
+		{pay(w.payer, append([]byte{1}, deploy[1:]...)), payment.EVMFactoryNotAllowed},
+		{pay(w.payer, deploy[:40]), payment.EVMSimulationFailed},
+	} {
+		_, err := open.Verify(soon(t), c.p, &w.offer)
+		wantInvalid(t, err, c.want)
+		_, err = open.Settle(soon(t), c.p, &w.offer, w.offer.Amount)
+		wantInvalid(t, err, c.want)
+	}
+	for range 2 { // the second time it is there
+		p := pay(w.payer, deploy)
+		v, err := open.Verify(soon(t), p, &w.offer)
+		if err != nil || !v.Contract {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		first, err := open.Settle(soon(t), p, &w.offer, w.offer.Amount)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := open.Settle(soon(t), p, &w.offer, w.offer.Amount)
+		if err != nil || again.Transaction != first.Transaction {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		w.sees()
+	}
+	w.wantEarned(2000)
 }

@@ -65,6 +65,17 @@ func (w *world) embed(tokens ...payment.Token) *facilitator.Embedded {
 // embedWith is embed with lanes of these keys.
 func (w *world) embedWith(lanes []*ecdsa.PrivateKey, tokens ...payment.Token) *facilitator.Embedded {
 	w.t.Helper()
+	return w.embedMarket(lanes, facilitator.Market{Tokens: tokens})
+}
+
+// embedOpen is embed for USDC, open to wallets of some factories.
+func (w *world) embedOpen(f evm.Factories) *facilitator.Embedded {
+	w.t.Helper()
+	return w.embedMarket([]*ecdsa.PrivateKey{w.chain.Account("facilitator").Key}, facilitator.Market{Tokens: []payment.Token{facilitatortest.USDC(w.t)}, Factories: f})
+}
+
+func (w *world) embedMarket(lanes []*ecdsa.PrivateKey, m facilitator.Market) *facilitator.Embedded {
+	w.t.Helper()
 	signers := make([]payment.CallSigner, len(lanes))
 	for i, key := range lanes {
 		signers[i] = facilitatortest.Lane{Key: key}
@@ -82,9 +93,8 @@ func (w *world) embedWith(lanes []*ecdsa.PrivateKey, tokens ...payment.Token) *f
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(engine.Stop)
-	f, err := facilitator.NewEmbedded(w.ledger, []facilitator.Market{
-		{Network: payment.EVM(84532), Tokens: tokens, Chain: w.node, Engine: engine},
-	}, nil)
+	m.Network, m.Chain, m.Engine = payment.EVM(84532), w.node, engine
+	f, err := facilitator.NewEmbedded(w.ledger, []facilitator.Market{m}, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}

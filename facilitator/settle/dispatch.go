@@ -132,7 +132,9 @@ func (e *Engine) enqueue(t *ticket, front bool) error {
 }
 
 // alone reports whether the ticket goes in a transaction of its own.
-func (t *ticket) alone() bool { return t.contract || t.it.signed.Permit != nil }
+func (t *ticket) alone() bool {
+	return t.contract || t.it.signed.Permit != nil || t.it.signed.Wrapped()
+}
 
 // serves reports whether a lane takes what goes alone, or the rest. With
 // several lanes the last one is for the former, so that what accounts with
@@ -316,11 +318,33 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 			rest = append(rest, t)
 		}
 	}
-	if alone && len(rest) > 0 && run.Err != nil {
-		rest[0].finish(doing, e.failure(run.Err))
-		return nil
+	if alone && len(rest) > 0 {
+		if err := Went(rest[0].it.signed, run); err != nil {
+			rest[0].finish(doing, e.failure(err))
+			return nil
+		}
 	}
 	return rest
+}
+
+// Went returns why a payment of which Message was simulated would move nothing,
+// or nil if it would: a *chain.RevertError says that it is the payment's own
+// fault. The call that deploys a wallet goes well whatever becomes of the
+// payment.
+func Went(signed *evm.Instrument, run *chain.Call) error {
+	if run.Err != nil || !signed.Wrapped() {
+		return run.Err
+	}
+	deployed, spent, err := evm.DeployedAndSpent(run.Output)
+	switch {
+	case err != nil:
+		return err
+	case spent:
+		return nil
+	case deployed:
+		return &chain.RevertError{Reason: "the wallet is deployed and the payment fails"}
+	}
+	return &chain.RevertError{Reason: "the factory deploys no wallet that the payment comes from"}
 }
 
 // gas is the limit that a payment is sent with alone.

@@ -64,7 +64,7 @@ func (it *item) snapshot() ledger.Record {
 }
 
 // spend is the call that moves the item's money.
-func (it *item) spend() evm.Call { return it.signed.Spend(it.charge.Big()) }
+func (it *item) spend() evm.Call { return it.signed.Settlement(it.charge.Big()) }
 
 // current returns the record, and a channel that is closed when it changes.
 func (it *item) current() (ledger.Record, <-chan struct{}) {

@@ -345,7 +345,7 @@ func (e *Engine) Message(ctx context.Context, signed *evm.Instrument, charge *bi
 			l = other
 		}
 	}
-	return e.message(l, signed.Spend(charge), e.gas(contract), p), nil
+	return e.message(l, signed.Settlement(charge), e.gas(contract), p), nil
 }
 
 func (e *Engine) message(l *lane, call evm.Call, gas uint64, p price) ethereum.CallMsg {

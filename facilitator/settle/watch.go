@@ -470,7 +470,7 @@ func (e *Engine) lookAtSlot(ctx context.Context, it *item, ref ledger.SlotRef, h
 	}
 	// Whatever is in a block of this nonce is ours, and does what the item
 	// asks for, or nothing and has no logs.
-	return true, e.read(ctx, it, receipt, logs, []evm.Call{it.spend()}, 1, s)
+	return true, e.read(ctx, it, receipt, logs, []evm.Call{it.signed.Spend(it.charge.Big())}, 1, s)
 }
 
 func countable(f payment.Finality) bool {

@@ -86,6 +86,9 @@ func ReadLaneCall(lane common.Address, c *payment.LaneCall) ([]*Instrument, erro
 			return nil, nil
 		}
 	case Multicall3:
+		if bytes.HasPrefix(c.Data, selTryAggregate[:]) {
+			return readDeployment(lane, c)
+		}
 		return readBatch(c.Data)
 	case ExactProxy, UptoProxy:
 		p, err := ReadPermitCall(c.To, c.Data)
@@ -102,6 +105,25 @@ func ReadLaneCall(lane common.Address, c *payment.LaneCall) ([]*Instrument, erro
 		return nil, err
 	}
 	return []*Instrument{OfTransfer(c.To, t)}, nil
+}
+
+// readDeployment reads what DeployAndSpend returns. What the factory is told does
+// not matter to the lane: it is Multicall3 that calls it.
+func readDeployment(lane common.Address, c *payment.LaneCall) ([]*Instrument, error) {
+	calls, err := ReadTryCalls(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	if len(calls) != 2 {
+		return nil, errors.New("evm: the call is neither a batch nor the deployment of a wallet that pays")
+	}
+	spend := calls[1]
+	if spend.To == lane || spend.To == Multicall3 || spend.To == UptoProxy {
+		return nil, errors.New("evm: what follows the deployment of a wallet is no payment")
+	}
+	inner := *c
+	inner.To, inner.Data = spend.To, spend.Data
+	return ReadLaneCall(lane, &inner)
 }
 
 func readTransfer(data []byte) (*Transfer, error) {

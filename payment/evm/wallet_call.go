@@ -76,6 +76,22 @@ func (i *Instrument) DeployAndSpend(charge *big.Int) (Call, error) {
 	return TryCalls(Call{w.Factory, w.Calldata}, i.Spend(charge)), nil
 }
 
+// Wrapped reports whether the signature names a factory, so that the payer's
+// wallet may have to be deployed on the way.
+func (i *Instrument) Wrapped() bool { return wrapped(i.signature()) }
+
+// Settlement returns the call that a lane sends to charge an amount: Spend, or
+// DeployAndSpend where the signature names a factory, which MatchTransfer or
+// CheckPermit has found in order.
+func (i *Instrument) Settlement(charge *big.Int) Call {
+	if i.Wrapped() {
+		if c, err := i.DeployAndSpend(charge); err == nil {
+			return c
+		}
+	}
+	return i.Spend(charge)
+}
+
 // DeployedAndSpent reads the answer to DeployAndSpend. The payment is good if
 // it was spent. That the factory has failed is no matter then: somebody else
 // may have deployed the wallet.
