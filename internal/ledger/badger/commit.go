@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -122,7 +123,7 @@ func (s *Store) enqueue(ctx context.Context, c *commit) error {
 }
 
 // committer is the one goroutine that writes. It takes up the commits that are
-// waiting, without waiting for more, evaluates them one after another against what
+// waiting, without sleeping for more, evaluates them one after another against what
 // is on disk and what those before them in the batch have changed, writes all
 // changes in one Badger transaction with one fsync, and only then tells anybody
 // an outcome, refusals included: a refusal may rest on a commit of the same batch.
@@ -195,13 +196,21 @@ func (c *committer) run(queue <-chan *commit) {
 	}
 }
 
-// poll receives from queue if it has something or is closed.
+// poll receives from queue if it has something or is closed. Where it is empty,
+// the callers that have just been told an outcome, and those about to commit, are
+// first given their turn on the processor: one of them has woken the committer,
+// and what the others bring then shares the fsync instead of waiting for the next.
 func poll(queue <-chan *commit) (next *commit, open, received bool) {
-	select {
-	case next, open = <-queue:
-		return next, open, true
-	default:
-		return nil, true, false
+	for yielded := false; ; yielded = true {
+		select {
+		case next, open = <-queue:
+			return next, open, true
+		default:
+		}
+		if yielded {
+			return nil, true, false
+		}
+		runtime.Gosched()
 	}
 }
 

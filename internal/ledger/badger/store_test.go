@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -221,6 +222,24 @@ func waitForQueue(t *testing.T, s *Store, n int) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the queue has %d commits, want %d", len(s.queue), n)
 		}
+	}
+}
+
+// The committer is woken by the first commit of those that are about to come.
+func TestCommitsThatAreAboutToComeAreTakenUpTogether(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // whoever may run then waits for its turn
+	const rounds = 20
+	together := 0
+	for range rounds {
+		queue := make(chan *commit, 1)
+		go func() { queue <- &commit{} }()
+		if _, _, received := poll(queue); received {
+			together++
+		}
+	}
+	// The scheduler gives the committer itself the turn now and then.
+	if together < rounds/2 {
+		t.Errorf("%d of %d commits were taken up, want all but a few", together, rounds)
 	}
 }
 
