@@ -158,7 +158,7 @@ func decodeOffer(version int, o strictjson.Object) (*Offer, error) {
 		return nil, err
 	}
 	if ok {
-		if err := extra.Known("name", "version", "assetTransferMethod", "paymentFlow", "feePayer", "facilitatorAddress"); err != nil {
+		if err := extra.Known("name", "version", "assetTransferMethod", "paymentFlow", "feePayer", "facilitatorAddress", "quote"); err != nil {
 			return nil, err
 		}
 		for _, name := range extra.Names() {

@@ -30,17 +30,23 @@ func uncacheable(h http.Header) {
 
 // challenge answers that the resource is not paid for.
 func (v *visit) challenge(reason payment.Reason) {
+	prepared, err := v.prepared()
+	if err != nil {
+		v.log().Error("encoding a challenge failed", "error", err)
+		v.problem(http.StatusInternalServerError, "the price of this cannot be told now; you have not been charged")
+		return
+	}
 	h := v.w.Header()
 	h.Set("Cache-Control", "private, no-store")
 	h.Set("Vary", "Accept, Payment-Signature, X-Payment")
 	expose(h)
-	h.Set(payment.HeaderRequired, v.route.Challenge.V2(v.url, reason))
+	h.Set(payment.HeaderRequired, prepared.V2(v.url, reason))
 	if v.route.Page != nil && prefersHTML(v.r.Header.Values("Accept")) {
-		v.route.Page(v.w, v.r, &Sheet{URL: v.url, Offers: v.route.Offers, Reason: reason})
+		v.route.Page(v.w, v.r, &Sheet{URL: v.url, Offers: v.offers(), Reason: reason})
 		return
 	}
 	h.Set("Content-Type", "application/json")
-	body := v.route.Challenge.V1(v.url, reason)
+	body := prepared.V1(v.url, reason)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	v.w.WriteHeader(http.StatusPaymentRequired)
 	if v.r.Method != http.MethodHead {

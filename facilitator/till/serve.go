@@ -23,7 +23,9 @@ type visit struct {
 
 	url      string // of the resource, as challenges name it
 	payment  *payment.Payment
+	price    *Price // nil where it is always the same
 	offer    *payment.Offer
+	lapsed   bool // the offer's price is not asked any more
 	identity facilitator.Identity
 	until    time.Time // the end of all waiting for the chain; the upstream's time does not count
 }
@@ -43,12 +45,15 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 	// request must not see them.
 	r.Header.Del(payment.HeaderPayment)
 	r.Header.Del(payment.HeaderPaymentV1)
-	switch {
-	case err != nil:
+	if err != nil {
 		v.sale.Reason = "malformed payment"
 		v.problem(http.StatusBadRequest, err.Error())
 		return v.sale, nil
-	case p == nil:
+	}
+	if err := v.ask(); err != nil {
+		return v.sale, err
+	}
+	if p == nil {
 		v.sale.Reason = string(payment.PaymentRequired)
 		v.challenge(payment.PaymentRequired)
 		return v.sale, nil
@@ -65,14 +70,14 @@ func preflight(r *http.Request) bool {
 
 // pay handles a request that came with a readable payment.
 func (v *visit) pay() error {
-	matched := payment.Match(v.payment, v.route.Offers)
+	matched, lapsed := v.choose()
 	if matched == nil {
 		v.refuse(&payment.InvalidError{Reason: payment.NoMatchingOffer})
 		return nil
 	}
 	offer := *matched
 	offer.Resource = v.url // facilitators of v1 ask for it
-	v.offer = &offer
+	v.offer, v.lapsed = &offer, lapsed
 	identity, err := facilitator.Identify(v.payment, v.offer)
 	if err != nil {
 		return v.settleProblem(err)
@@ -151,6 +156,10 @@ func (v *visit) alone() error {
 // fresh handles a payment that nobody has claimed, or whose claim is free
 // again.
 func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
+	if v.lapsed && !v.begun(released) {
+		v.refuse(&payment.InvalidError{Reason: payment.NoMatchingOffer, Payer: v.identity.Payer})
+		return nil
+	}
 	var kept *heldWriter
 	if v.route.Mode != First {
 		if kept = v.admit(); kept == nil {

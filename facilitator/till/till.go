@@ -48,6 +48,11 @@ type Route struct {
 	Offers    []payment.Offer // those of the challenge
 	Mode      Mode
 
+	// Pricer computes the challenge for each request, in place of Challenge.
+	// Offers then are examples: they say which tokens are taken. Nil means
+	// that the price is always the same.
+	Pricer Pricer
+
 	// Origin is the public scheme and host, such as
 	// "https://api.example.com". Empty takes them from the request, whose
 	// sender can put any host there that the server answers to.
@@ -128,6 +133,10 @@ type Till struct {
 	// share one; nil means one of its own.
 	Room *Budget
 	room Budget
+
+	// Quotes keep what a Pricer has asked for. Without them a price can be
+	// paid only as long as it is asked.
+	Quotes *Quotes
 
 	// Refunds are the accounts that money is given back from, by network.
 	Refunds map[payment.Network]TransferSigner
