@@ -27,6 +27,7 @@ func goldens(t *testing.T, folder string, run func(t *testing.T, source string) 
 	t.Setenv("TEST_PAY_TO", seller)
 	t.Setenv("TEST_TOKEN", "a secret")
 	t.Setenv("TEST_TOKEN2", "another secret")
+	t.Setenv("TEST_QUOTE_SECRET", "a secret of quotes that is long enough")
 	t.Setenv("TEST_DATABASE", "postgres://user:topsecret@db.example.com/pay")
 	files, err := filepath.Glob(filepath.Join("testdata", folder, "*.caddyfiletest"))
 	if err != nil || len(files) == 0 {

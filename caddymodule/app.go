@@ -20,6 +20,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
+	"github.com/tollgate402/tollgate/payment/quote"
 )
 
 func init() {
@@ -87,11 +88,23 @@ type App struct {
 	// What answers may take that wait for the money.
 	Held HeldAnswers `json:"held,omitzero"`
 
+	// The most that a price may be that is computed for a request, where an
+	// offer does not say. Default: none.
+	MaxPrice string `json:"max_price,omitempty"`
+
+	// What computed prices are signed with, so that they can be paid for a
+	// minute after they were offered: one placeholder, such as
+	// {env.X402_QUOTE_SECRET}, for at least 32 characters that are hard to
+	// guess. Several instances that serve the same routes need the same one.
+	// Default: one that each process makes up.
+	QuoteSecret string `json:"quote_secret,omitempty"`
+
 	networks map[payment.Network]*Network
 	remote   Remote  // nil where this process settles
 	wrapper  Wrapper // nil where it does not
 	ledger   LedgerModule
 	offers   []payment.Offer // of all routes
+	quoteKey *quote.Key      // nil where the process makes one up
 	metrics  *metrics
 	ctx      caddy.Context
 	logger   *slog.Logger
@@ -210,6 +223,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if a.PayTo, err = resolve("pay_to", a.PayTo); err != nil {
+		return err
+	}
+	if a.quoteKey, err = quoteKeyOf(a.QuoteSecret); err != nil {
 		return err
 	}
 	if a.remote, a.wrapper, err = loadFacilitator(ctx, a); err != nil {

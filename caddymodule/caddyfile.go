@@ -62,6 +62,8 @@ func init() {
 //		timeout   <duration>
 //		deadline  <duration>
 //		held      { memory <size>; disk <size>; dir <path> }
+//		max_price <price>
+//		quote_secret {env.NAME}
 //	}
 //
 // The settings of until by amount stand on lines of their own.
@@ -108,8 +110,12 @@ func (a *App) parse(d *caddyfile.Dispenser) (err error) {
 		return duration(d, &a.Deadline)
 	case "held":
 		return a.Held.parse(d)
+	case "max_price":
+		return text(d, &a.MaxPrice)
+	case quoteSecret:
+		return checked(d, &a.QuoteSecret, func(s string) error { return checkSecret(quoteSecret, s, quotesExample) })
 	}
-	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "held")
+	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "held", "max_price", "quote_secret")
 }
 
 // checkAddress checks an address that is not a placeholder. The networks that
@@ -234,6 +240,9 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 // parsePaywall reads the directive:
 //
 //	x402 [<matcher>] [<price>] [<description>] {
+//		price       <price>
+//		price       expression <cel>
+//		max_price   <price>
 //		pay_to      <address>
 //		network     <name>
 //		token       <symbol or address>
@@ -256,8 +265,11 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		max_stored  <size>
 //		max_body    <size>
 //		retry_unsafe
+//		quote_ignores <header>...
 //		offer {
 //			price   <price>
+//			price   expression <cel>
+//			max_price <price>
 //			network <name>
 //			token   <symbol or address>
 //			pay_to  <address>
@@ -268,7 +280,9 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		}
 //	}
 //
-// The price can be left out where every offer has one.
+// The price can be left out where every offer has one. One with placeholders in
+// it, such as {vars.price}, is computed for each request, and so is that of an
+// expression; either needs a max_price.
 func parsePaywall(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	p := &Paywall{}
 	if err := p.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -299,13 +313,13 @@ func (p *Paywall) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	if p.Price == "" && len(p.Offers) == 0 {
+	if p.Price == "" && p.PriceExpression == "" && len(p.Offers) == 0 {
 		return d.Err("the price is missing: write it after x402, such as $0.01")
 	}
 	return nil
 }
 
-var offerSettings = []string{"price", "pay_to", "network", "token", "scheme", "method", "facilitator_address", "timeout"}
+var offerSettings = []string{"price", "max_price", "pay_to", "network", "token", "scheme", "method", "facilitator_address", "timeout"}
 
 func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 	if ok, err := p.Offer.parse(d); ok {
@@ -344,11 +358,13 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return size(d, &p.MaxBody)
 	case "retry_unsafe":
 		return toggle(d, &p.RetryUnsafe)
+	case "quote_ignores":
+		return texts(d, &p.QuoteIgnores)
 	case "offer":
 		return p.parseOffer(d)
 	}
-	return unknown(d, "x402", append(slices.Clip(offerSettings[1:]),
-		"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "offer")...)
+	return unknown(d, "x402", append(slices.Clip(offerSettings),
+		"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "offer")...)
 }
 
 func (p *Paywall) parseOffer(d *caddyfile.Dispenser) error {
@@ -377,7 +393,9 @@ func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 	}
 	switch d.Val() {
 	case "price":
-		return true, text(d, &o.Price)
+		return true, o.parsePrice(d)
+	case "max_price":
+		return true, text(d, &o.MaxPrice)
 	case "pay_to":
 		return true, text(d, &o.PayTo)
 	case "network":

@@ -67,9 +67,14 @@ func (e *engine) start(a *App) error {
 		return err
 	}
 	e.closers = append(e.closers, leave)
+	quotes, drop, err := useQuotes(a.quoteKey)
+	if err != nil {
+		return err
+	}
+	e.closers = append(e.closers, drop)
 	e.till = &till.Till{
 		Facilitator: failpoint.Facilitator(e.facilitator), Ledger: book.ledger, Logger: a.logger, Room: room,
-		Refunds: a.refunds(), Proves: a.remote == nil, Lost: a.metrics.lost,
+		Refunds: a.refunds(), Proves: a.remote == nil, Lost: a.metrics.lost, Quotes: quotes,
 	}
 	e.till.Start()
 	e.closers = append(e.closers, func() error { e.till.Stop(); return nil })

@@ -53,6 +53,8 @@ func (m *metrics) count(r *till.Route, s *till.Sale) {
 	case string(payment.PaymentRequired):
 		m.challenges.WithLabelValues(string(r.Offers[0].Network())).Inc()
 		return
+	case till.ReasonNoPrice:
+		return // an error, which Caddy counts
 	case "":
 		if !s.Paid {
 			return // a CORS preflight

@@ -15,8 +15,23 @@ import (
 // route, and what neither says from the app.
 type Offer struct {
 	// The price: "$0.01", "0.01 USDC", or atomic units in plain digits. It
-	// is never rounded: one that is finer than the token is refused.
+	// is never rounded: one that is finer than the token is refused. A price
+	// with placeholders, such as "{vars.price}", is computed for each request.
 	Price string `json:"price,omitempty"`
+
+	// A CEL expression that computes the price of a request, in place of
+	// price. It gives a price as a string, or atomic units as an integer,
+	// never a floating-point number. It knows method, host, path and size,
+	// which is the length of the body; query["name"] and headers["name"],
+	// which are errors where the name is given more than once; placeholders;
+	// and usd("0.001") and units("0.5 USDC"), which are atomic units.
+	PriceExpression string `json:"price_expression,omitempty"`
+
+	// The most that a price may be that is computed. A request whose price
+	// is above it, zero, empty or unreadable is answered with 500, and its
+	// price is logged. Default: the app's; without either, prices cannot be
+	// computed.
+	MaxPrice string `json:"max_price,omitempty"`
 
 	// The network that is paid on. Default: the app's first one.
 	Network string `json:"network,omitempty"`
@@ -58,12 +73,15 @@ func (o Offer) over(other Offer) Offer {
 		own      *string
 		fallback string
 	}{
-		{&o.Price, other.Price}, {&o.Network, other.Network}, {&o.Token, other.Token}, {&o.PayTo, other.PayTo}, {&o.Scheme, other.Scheme},
+		{&o.MaxPrice, other.MaxPrice}, {&o.Network, other.Network}, {&o.Token, other.Token}, {&o.PayTo, other.PayTo}, {&o.Scheme, other.Scheme},
 		{&o.Method, other.Method}, {&o.FacilitatorAddress, other.FacilitatorAddress},
 	} {
 		if *f.own == "" {
 			*f.own = f.fallback
 		}
+	}
+	if o.Price == "" && o.PriceExpression == "" {
+		o.Price, o.PriceExpression = other.Price, other.PriceExpression
 	}
 	if o.Timeout == 0 {
 		o.Timeout = other.Timeout
@@ -71,7 +89,8 @@ func (o Offer) over(other Offer) Offer {
 	return o
 }
 
-// build returns the offer as payers see it.
+// build returns the offer as payers see it. Where its price is computed it has
+// the most that it can be.
 func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	o = o.over(Offer{PayTo: a.PayTo, Scheme: string(payment.Exact), Timeout: a.Timeout})
 	if o.Timeout == 0 {
@@ -85,12 +104,9 @@ func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	if err != nil {
 		return payment.Offer{}, about("token", err)
 	}
-	if o.Price == "" {
-		return payment.Offer{}, errors.New("the price is missing: write it like $0.01")
-	}
-	price, err := payment.ParsePrice(o.Price, token)
+	price, err := o.most(token, a.MaxPrice)
 	if err != nil {
-		return payment.Offer{}, about("price", err)
+		return payment.Offer{}, err
 	}
 	if o.PayTo == "" {
 		return payment.Offer{}, errors.New("nobody is named to be paid: add \"pay_to <address>\" to the global option x402 or to the route")

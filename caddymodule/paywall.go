@@ -109,6 +109,11 @@ type Paywall struct {
 	// such as POST, when its first answer was lost. Default: false.
 	RetryUnsafe bool `json:"retry_unsafe,omitempty"`
 
+	// Headers that a computed price may depend on and that its quote does
+	// not: those that clients cannot set, because something in front of this
+	// server does. Default: none. See docs/pricing.md.
+	QuoteIgnores []string `json:"quote_ignores,omitempty"`
+
 	app   *App
 	route *till.Route
 }
@@ -176,8 +181,12 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	pricer, err := p.pricer(whole, offers, challenge)
+	if err != nil {
+		return nil, err
+	}
 	return &till.Route{
-		Challenge: prepared, Offers: challenge.Offers, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
+		Challenge: prepared, Offers: challenge.Offers, Pricer: pricer, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
 		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps,

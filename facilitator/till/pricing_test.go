@@ -362,3 +362,15 @@ func TestAV1PaymentOfNoAmountThatWasAskedIsRefused(t *testing.T) {
 	}
 	s.want(0, 0)
 }
+
+func TestManyRequestsArePricedAtOnce(t *testing.T) {
+	s, p := openPriced(t, fakeBank(t), till.Held)
+	together(16, func(i int) {
+		path, version := fmt.Sprint("/", i), payment.V1+i%2
+		c := s.asks(version, http.MethodGet, path, "")
+		p.units.Store(1000 + int64(i))
+		mine := s.signs(c)
+		s.wantPaid(s.ask(http.MethodGet, path, "", mine), mine, http.StatusOK, "hello GET "+path)
+	})
+	s.want(16, 16)
+}
