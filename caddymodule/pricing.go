@@ -105,6 +105,10 @@ type pricer struct {
 	always    string            // until, and by amount
 	steps     []UntilStep
 	ignored   map[string]bool // headers, in canonical form, that a quote does not depend on
+
+	// list names the route's prices as they are written: which of several
+	// routes a request comes to is decided outside of them.
+	list string
 }
 
 // A price is how one offer's price is found: it is the amount, unless there is
@@ -142,6 +146,7 @@ func (p *Paywall) pricer(whole *Paywall, offers []Offer, challenge payment.Chall
 			return nil, &settingError{i, "price", err}
 		}
 		needed = needed || o.computed()
+		c.list += fmt.Sprintf("%q %q %s\n", o.Price, o.PriceExpression, amount.Units())
 		c.prices = append(c.prices, found)
 	}
 	if !needed {
@@ -171,7 +176,7 @@ func (p *pricer) Price(r *http.Request) (*till.Price, error) {
 		}
 		c.Offers = append(c.Offers, o)
 	}
-	return &till.Price{Challenge: c, Basis: in.basis(p.ignored)}, nil
+	return &till.Price{Challenge: c, Basis: append([]string{p.list}, in.basis(p.ignored)...)}, nil
 }
 
 // At implements till.Pricer.

@@ -341,6 +341,7 @@ func TestAChangedPriceIsHonouredForAMinuteInARealServer(t *testing.T) {
 // the price of the cheap request, and sends the dear one.
 func TestAQuoteOfACheapRequestIsRefusedForADearOne(t *testing.T) {
 	aQuoteSecret(t)
+	t.Setenv("TEST_PRICE", "1")
 	s := newSite(t)
 	s.load(paidSite(computed, `map {header.X-Model} {model_price} {
 		large "$0.50"
@@ -351,6 +352,16 @@ func TestAQuoteOfACheapRequestIsRefusedForADearOne(t *testing.T) {
 	x402 /trusted {header.X-Price} {
 		quote_ignores x-price
 	}
+	@small {
+		path /routes
+		header X-Model small
+	}
+	@large {
+		path /routes
+		header X-Model large
+	}
+	x402 @small $0.0{env.TEST_PRICE}
+	x402 @large $0.5{env.TEST_PRICE}
 	x402 /cel {
 		price expression `+"`size + (headers[\"x-model\"] == \"large\" ? 1000 : 1)`"+`
 	}
@@ -388,6 +399,10 @@ func TestAQuoteOfACheapRequestIsRefusedForADearOne(t *testing.T) {
 			{
 				"header in an expression", func() *http.Request { return s.upload("/cel", "x", "X-Model", "small") },
 				func() *http.Request { return s.upload("/cel", "x", "X-Model", "large") }, 402,
+			},
+			{
+				"another route", func() *http.Request { return s.request(http.MethodGet, "/routes", "X-Model", "small") },
+				func() *http.Request { return s.request(http.MethodGet, "/routes", "X-Model", "large") }, 402,
 			},
 			{
 				"another header", func() *http.Request { return s.upload("/cel", "x", "X-Model", "small") },
@@ -464,6 +479,27 @@ func TestTheExamplesOfTheGuideAreFormattedAndValid(t *testing.T) {
 		}
 		if err != nil {
 			t.Errorf("%v in\n%s", err, e[1])
+		}
+	}
+}
+
+func TestAQuotedAmountHasItsOwnFinality(t *testing.T) {
+	usdc, _ := payment.USDC("eip155:84532")
+	amount := func(s string) payment.Amount {
+		a, err := payment.ParsePrice(s, usdc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	p := &pricer{
+		challenge: payment.Challenge{Offers: []payment.Offer{{Scheme: payment.Exact, Amount: amount("$1"), PayTo: seller, Timeout: time.Minute}}},
+		steps:     []UntilStep{{Under: "$0.10", Until: "submitted"}, {Until: "finalized"}},
+	}
+	for price, want := range map[string]payment.Finality{"$0.09": payment.Submitted, "$0.10": payment.Finalized} {
+		o, err := p.At(0, amount(price))
+		if err != nil || o.Until != want || o.Amount.Cmp(amount(price)) != 0 {
+			t.Errorf("%s: until %v, %v", price, o.Until, err)
 		}
 	}
 }

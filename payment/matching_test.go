@@ -122,6 +122,8 @@ func TestMatchComparesAddressesInCanonicalFormAndExtraByMeaning(t *testing.T) {
 		"declared member contradicted":     {extra(`"assetTransferMethod":"permit2"`), declared, "no match"},
 		"declared object in other order":   {extra(`"features":{ "b":[2,3], "a":1 }`), declared, "matches"},
 		"declared object changed":          {extra(`"features":{"a":1,"b":[3,2]}`), declared, "no match"},
+		"quote of another day":             {extra(`"quote":"x"`), plain, "matches"},
+		"quote spelled in another case":    {extra(`"Quote":"x"`), plain, "malformed"},
 		"timeout is fractional":            {replaced(":60", ":60.5"), plain, "malformed"},
 		"timeout is text":                  {replaced(":60", `:"60"`), plain, "malformed"},
 	} {

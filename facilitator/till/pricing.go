@@ -2,6 +2,8 @@ package till
 
 import (
 	"container/list"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -39,10 +41,26 @@ type Price struct {
 	// this price alone.
 	Challenge payment.Challenge
 
-	// Basis is what of the request has decided the price beside its method,
-	// path and query, such as a header. A quote is for requests that have
-	// the same, so that nobody gets a dear thing at a cheap one's price.
+	// Basis is what has decided the price beside the request's method, path
+	// and query: the route's price list, and such things as a header. A price
+	// that is not asked any more is good for requests with the same basis
+	// only, so that nobody gets a dear thing at a cheap one's price.
 	Basis []string
+}
+
+// fingerprint names the basis of a price; that of no price is zero.
+func (p *Price) fingerprint() payment.Fingerprint {
+	if p == nil {
+		return payment.Fingerprint{}
+	}
+	h := sha256.New()
+	for _, part := range p.Basis {
+		var size [8]byte
+		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
+		h.Write(size[:])
+		h.Write([]byte(part))
+	}
+	return payment.Fingerprint(h.Sum(nil))
 }
 
 const (
@@ -273,10 +291,10 @@ func (v *visit) echo(o *payment.Offer, q string) *payment.Offer {
 	return &accepted
 }
 
-// begun reports whether a stored payment was claimed for this very request
-// while its price was good, and may still be used for it. It need not be paid
-// at today's price then: it may yet move money, so nobody must be asked to pay
-// again.
+// begun reports whether a stored payment was first claimed for this very
+// request while its price was good, no longer ago than payments are good for
+// what they have bought. It need not be paid at today's price then: it may yet
+// move money, so nobody must be asked to pay again.
 func (v *visit) begun(r *ledger.Record) bool {
-	return r != nil && v.same(r) && (r.Due.IsZero() || !v.now().After(r.Due))
+	return r != nil && v.same(r) && v.now().Before(r.Since.Add(v.route.entitled()))
 }

@@ -294,6 +294,39 @@ func TestAFailingUpstreamKeepsThePriceOfItsRequest(t *testing.T) {
 	})
 }
 
+// The payment of a cheap request whose upstream has failed, or that went away,
+// does not make the upstream run for a dear one.
+func TestAPaymentBegunForACheapRequestDoesNotBuyADearOne(t *testing.T) {
+	bothVersions(t, func(t *testing.T, version int) {
+		for _, mode := range []till.Mode{till.Held, till.First} {
+			s, _ := openPriced(t, fakeBank(t), mode)
+			s.sells(func(w http.ResponseWriter, r *http.Request, _ *till.Sale) error {
+				if r.Header.Get("Accept") == "nothing" {
+					w.WriteHeader(http.StatusBadGateway)
+				}
+				_, err := fmt.Fprint(w, "goods for ", r.Header.Get("X-Times"))
+				return err
+			})
+			mine := s.signs(s.asks(version, http.MethodGet, "/", "", "X-Times", "2"))
+			if a := s.ask(http.MethodGet, "/", "", mine, "X-Times", "2", "Accept", "nothing"); a.status != http.StatusBadGateway {
+				t.Fatalf("%s: %d", mode, a.status)
+			}
+			a := s.ask(http.MethodGet, "/", "", mine, "X-Times", "3")
+			if mode == till.Held { // it was not charged
+				s.wantRefused(a, "3000")
+			} else if a.status != http.StatusConflict {
+				t.Errorf("%s: %d with %q", mode, a.status, a.body)
+			}
+			if got := s.runs.Load(); got != 1 {
+				t.Errorf("%s: the upstream ran %d times", mode, got)
+			}
+			// Another spelling of what costs the same is no fraud.
+			s.wantPaid(s.ask(http.MethodGet, "/", "", mine, "X-Times", "+2"), mine, http.StatusOK, "goods for +2")
+			s.want(1, 2)
+		}
+	})
+}
+
 func TestARequestWithoutAPriceIsNeitherServedNorCharged(t *testing.T) {
 	s, p := openPriced(t, fakeBank(t), till.Held)
 	mine := s.signs(s.asks(payment.V2, http.MethodGet, "/", ""))

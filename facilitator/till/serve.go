@@ -130,9 +130,11 @@ func (v *visit) inProgress() error {
 	return v.settleProblem(&payment.UnavailableError{Doing: "another request is using this payment", Pending: true, Transaction: r.Transaction(), Payer: v.identity.Payer})
 }
 
-// same reports whether the stored payment is this one, for this request.
+// same reports whether the stored payment is this one, for this request. Where
+// the request has another price now, what had decided that price must be the
+// same: what is paid for one thing must not be used for a dearer one.
 func (v *visit) same(r *ledger.Record) bool {
-	return r.Binding == v.payment.Binding && r.Proof == v.identity.Proof
+	return r.Binding == v.payment.Binding && r.Proof == v.identity.Proof && (!v.lapsed || r.Basis == v.price.fingerprint())
 }
 
 // alone handles the payment as the only request in this process that does.
@@ -200,7 +202,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		state, claimed = ledger.Reserved, First
 	}
 	r, err := v.Ledger.Claim(ctx, ledger.Record{
-		Key: v.identity.Key, State: state, Binding: v.payment.Binding, Proof: v.identity.Proof, Mode: string(claimed), Due: v.now().Add(v.route.entitled()),
+		Key: v.identity.Key, State: state, Binding: v.payment.Binding, Basis: v.price.fingerprint(), Proof: v.identity.Proof, Mode: string(claimed), Due: v.now().Add(v.route.entitled()),
 		Network: v.offer.Network(), Payer: v.identity.Payer, Charge: v.offer.Amount.Units(), Until: v.offer.Until.String(), Request: request,
 	}, v.route.lease())
 	var held *ledger.HeldError

@@ -139,10 +139,11 @@ type Inclusion struct {
 type Record struct {
 	Key      payment.Key         `json:"-"`
 	State    State               `json:"state"`
-	Claims   int                 `json:"claims"`  // how often it was claimed; the last claim is the one that counts
-	Binding  payment.Fingerprint `json:"binding"` // what the payment was claimed for
-	Proof    payment.Fingerprint `json:"proof"`   // hash of what was signed and of the signature
-	Mode     string              `json:"mode"`    // who claimed it and how it is served
+	Claims   int                 `json:"claims"`         // how often it was claimed; the last claim is the one that counts
+	Binding  payment.Fingerprint `json:"binding"`        // what the payment was claimed for
+	Proof    payment.Fingerprint `json:"proof"`          // hash of what was signed and of the signature
+	Basis    payment.Fingerprint `json:"basis,omitzero"` // what else of the request had decided a price that was computed
+	Mode     string              `json:"mode"`           // who claimed it and how it is served
 	Delivery Delivery            `json:"delivery,omitempty"`
 
 	// Deliveries counts how often the handing over has begun. A mark that
