@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -406,4 +407,27 @@ func TestManyRequestsArePricedAtOnce(t *testing.T) {
 		s.wantPaid(s.ask(http.MethodGet, path, "", mine), mine, http.StatusOK, "hello GET "+path)
 	})
 	s.want(16, 16)
+}
+
+// BenchmarkUnpaid answers requests without a payment.
+func BenchmarkUnpaid(b *testing.B) {
+	s := open(b, fakeBank(b), till.Held)
+	fixed := s.route
+	p := &fakePricer{offers: s.route.Offers}
+	p.units.Store(1000)
+	computed := *fixed
+	computed.Challenge, computed.Pricer = nil, p
+	s.quotes(quote.DeriveKey([]byte("test")))
+	for name, route := range map[string]*till.Route{"fixed": fixed, "computed": &computed} {
+		b.Run(name, func(b *testing.B) {
+			r := httptest.NewRequest(http.MethodGet, "http://shop.example/maps/1?zoom=2", nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				w := httptest.NewRecorder()
+				if _, err := s.till.Serve(w, r, route, nil); err != nil || w.Code != http.StatusPaymentRequired {
+					b.Fatal(w.Code, err)
+				}
+			}
+		})
+	}
 }
