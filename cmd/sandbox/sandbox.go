@@ -138,6 +138,14 @@ func (s *sandbox) serveUpstream(address string) error {
 		s.grants.Add(1)
 		writeJSON(w, map[string]string{"city": "Lisbon", "weather": "sunny", "temperature": "24 °C"})
 	})
+	mux.HandleFunc("GET /tides", func(w http.ResponseWriter, _ *http.Request) {
+		s.grants.Add(1)
+		writeJSON(w, map[string]string{"city": "Lisbon", "high": "04:12", "low": "10:31"})
+	})
+	mux.HandleFunc("GET /quota", func(w http.ResponseWriter, _ *http.Request) {
+		s.grants.Add(1)
+		writeJSON(w, map[string]int{"requests": 100})
+	})
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
 		s.grants.Add(1)
 		var body json.RawMessage
