@@ -2,6 +2,8 @@
 
 const transferTopic = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"; // keccak256("Transfer(address,address,uint256)")
 const balanceOfSelector = "0x70a08231"; // balanceOf(address)
+const allowanceSelector = "0xdd62ed3e"; // allowance(address,address)
+const permit2 = "0x000000000022d473030f116ddee9f6b43ac78ba3"; // on every chain
 
 const word = (address) => address.slice(2).toLowerCase().padStart(64, "0");
 const addressOf = (topic) => "0x" + topic.slice(26);
@@ -34,6 +36,17 @@ export class TokenChain {
   async balance(address, height) {
     const data = balanceOfSelector + word(address);
     return BigInt(await this.call("eth_call", { to: this.token, data }, hex(height)));
+  }
+
+  /** What address has allowed Permit2 to move of its tokens, at a height that exists. */
+  async allowance(address, height) {
+    const data = allowanceSelector + word(address) + word(permit2);
+    return BigInt(await this.call("eth_call", { to: this.token, data }, hex(height)));
+  }
+
+  /** What address holds for gas at a height that exists, in wei. */
+  async ether(address, height) {
+    return BigInt(await this.call("eth_getBalance", address, hex(height)));
   }
 
   /** The height of the block that holds a transaction, or null. */

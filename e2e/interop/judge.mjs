@@ -1,21 +1,29 @@
 // What makes a row pass. Each function returns the list of what is wrong, empty for a pass.
 import { isDeepStrictEqual } from "node:util";
+import { decodeHeader } from "./wire.mjs";
+
+/** The extension by which payers send an approval for Permit2 along (EIP-2612), so that they need no gas. */
+export const sponsoring = "eip2612GasSponsoring";
 
 const sameAddress = (a, b) => typeof a === "string" && typeof b === "string" && a.toLowerCase() === b.toLowerCase();
 const networkNames = (sandbox) => ({ 1: sandbox.network_v1, 2: sandbox.network });
 
-/** Judges an honest payment. */
-export function paidProblems({ payment, asked, answer, change, world, body }) {
+/**
+ * Judges an honest payment. charge is what its seller charges by upto, undefined for all of the price; before is how
+ * things were when the payer first asked.
+ */
+export function paidProblems({ payment, charge, asked, answer, before, change, world, body }) {
   if (answer.error) return [answer.error];
   const { sandbox, payer } = world;
   const problems = [];
   const expect = (ok, message) => { if (!ok) problems.push(message); };
   const network = networkNames(sandbox)[payment.version];
 
-  const offer = asked.offers[payment.version]?.find((o) => o.scheme === payment.scheme && o.network === network);
+  const offer = asked.offers[payment.version]?.find((o) => o.scheme === payment.way.scheme && o.network === network);
   expect(asked.status === 402, `without payment the answer is ${asked.status}, not 402`);
-  if (!offer) return [...problems, `the 402 offers no ${payment.scheme} on ${network} in v${payment.version}`];
+  if (!offer) return [...problems, `the 402 offers no ${payment.way.scheme} on ${network} in v${payment.version}`];
   const price = BigInt(offer.amount ?? offer.maxAmountRequired);
+  const charged = (payment.way.scheme === "upto" && charge) || price;
   expect(sameAddress(offer.payTo, sandbox.pay_to), `the offer pays ${offer.payTo}, not ${sandbox.pay_to}`);
   expect(sameAddress(offer.asset, sandbox.token), `the offer names token ${offer.asset}, not ${sandbox.token}`);
   expect(payment.method !== "GET" || price === BigInt(sandbox.price), `the offer asks ${price}, not ${sandbox.price}`);
@@ -27,14 +35,35 @@ export function paidProblems({ payment, asked, answer, change, world, body }) {
 
   if (payment.seller === "tollgate") {
     const other = payment.version === 2 ? 1 : 2;
-    expect(asked.offers[other].length > 0, `the 402 offers nothing in v${other}`);
+    const both = !payment.way.permit2; // v1 knows no Permit2
+    expect(asked.offers[other].length > 0 === both, `the 402 has ${asked.offers[other].length} offers in v${other}`);
     expect(/no-store/.test(asked.cacheControl), `the 402 may be cached: "${asked.cacheControl}"`);
     const cacheControl = answer.headers["cache-control"] ?? "";
     expect(/no-store|private/.test(cacheControl), `shared caches may keep the paid answer: "${cacheControl}"`);
   }
 
-  problems.push(...moneyProblems({ change, price, payer, sandbox, transaction: answer.receipt?.transaction }));
+  if (payment.way.permit2) problems.push(...permit2Problems({ payment, offer, asked, answer, before, price }));
+  if (payment.way.scheme === "upto") {
+    expect(answer.receipt?.amount === String(charged), `the receipt says that ${answer.receipt?.amount} was charged, not ${charged}`);
+  }
+  problems.push(...moneyProblems({ change, charged, payer, sandbox, transaction: answer.receipt?.transaction }));
+  expect(change.ether === 0n, `the payer's ether changed by ${change.ether} wei`);
   expect(change.grants === 1, `the handler ran ${change.grants} times for one payment`);
+  return problems;
+}
+
+// Permit2 is really what paid, and a sponsored approval was neither needless nor missing.
+function permit2Problems({ payment, offer, asked, answer, before, price }) {
+  const problems = [];
+  const expect = (ok, message) => { if (!ok) problems.push(message); };
+  const { payload, extensions } = answer.payment ? decodeHeader(answer.payment.value) : { payload: {} };
+  const { sponsored } = payment.way;
+  expect(offer.extra?.assetTransferMethod === "permit2", `the offer is paid by ${offer.extra?.assetTransferMethod}, not permit2`);
+  expect(asked.extensions[sponsoring] !== undefined, `the 402 does not say ${sponsoring}`);
+  expect(payload.permit2Authorization !== undefined, "the client signed no permit");
+  expect((before.allowance < price) === Boolean(sponsored), `Permit2 had an allowance of ${before.allowance}`);
+  const approved = extensions?.[sponsoring]?.info.signature !== undefined;
+  expect(approved === Boolean(sponsored), `the client sent ${approved ? "an" : "no"} approval along`);
   return problems;
 }
 
@@ -49,20 +78,20 @@ function receiptProblems(receipt, network, payer) {
 }
 
 // The payer's own Transfer log decides. Balances alone would not tell one payment from another's.
-function moneyProblems({ change, price, payer, sandbox, transaction }) {
+function moneyProblems({ change, charged, payer, sandbox, transaction }) {
   const problems = [];
   const isThePayment = (t) =>
-    sameAddress(t.from, payer.address) && sameAddress(t.to, sandbox.pay_to) && t.value === price &&
+    sameAddress(t.from, payer.address) && sameAddress(t.to, sandbox.pay_to) && t.value === charged &&
     sameAddress(t.transaction, transaction);
   const told = (transfers) => transfers?.map((t) => `${t.value} from ${t.from} to ${t.to} in ${t.transaction}`).join("; ");
   if (change.inTransaction?.length !== 1 || !change.inTransaction.every(isThePayment)) {
-    problems.push(`the receipt's transaction should hold one transfer of ${price} to ${sandbox.pay_to}, and holds: ${told(change.inTransaction) || "none"}`);
+    problems.push(`the receipt's transaction should hold one transfer of ${charged} to ${sandbox.pay_to}, and holds: ${told(change.inTransaction) || "none"}`);
   }
   if (change.transfers.length !== 1 || !change.transfers.every(isThePayment)) {
-    problems.push(`the payer should have made one transfer of ${price}, and made: ${told(change.transfers) || "none"}`);
+    problems.push(`the payer should have made one transfer of ${charged}, and made: ${told(change.transfers) || "none"}`);
   }
-  if (change.payer !== -price) problems.push(`the payer's balance changed by ${change.payer}, not ${-price}`);
-  if (change.seller !== price) problems.push(`the seller's balance changed by ${change.seller}, not ${price}`);
+  if (change.payer !== -charged) problems.push(`the payer's balance changed by ${change.payer}, not ${-charged}`);
+  if (change.seller !== charged) problems.push(`the seller's balance changed by ${change.seller}, not ${charged}`);
   return problems;
 }
 

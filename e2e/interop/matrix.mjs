@@ -1,7 +1,7 @@
 // The matrix: who pays whom, in which version. Counts are written out so that a lost row is noticed.
 import { readFileSync } from "node:fs";
 
-export const expectedRows = 15;
+export const expectedRows = 26;
 
 export const clients = {
   fetch: { name: "@x402/fetch", folder: "v2", program: "fetch.mjs" },
@@ -9,15 +9,31 @@ export const clients = {
   legacy: { name: "x402-fetch", folder: "v1", program: "fetch.mjs" },
 };
 
+/** Who sells. By upto a seller charges its charge, in atomic units, or where it has none the whole price. */
 export const sellers = {
   tollgate: { name: "Tollgate" },
-  express: { name: "@x402/express", folder: "v2", program: "express.mjs" },
+  express: { name: "@x402/express", folder: "v2", program: "express.mjs", charge: 400n },
   legacyExpress: { name: "x402-express", folder: "v1", program: "express.mjs" },
 };
 
-const pay = (client, version, method, seller) => ({ client, version, scheme: "exact", method, seller });
+/**
+ * How the money may move: by which scheme, whether by Permit2, and whether the payer has to send an approval along
+ * (EIP-2612) because Permit2 has no allowance yet.
+ */
+export const ways = {
+  transfer: { name: "exact", scheme: "exact" },
+  permit: { name: "exact permit2", scheme: "exact", permit2: true },
+  sponsoredPermit: { name: "exact permit2 sponsored", scheme: "exact", permit2: true, sponsored: true },
+  upto: { name: "upto permit2", scheme: "upto", permit2: true },
+  sponsoredUpto: { name: "upto permit2 sponsored", scheme: "upto", permit2: true, sponsored: true },
+};
 
-/** Honest payments. */
+const pay = (client, version, method, seller, way = ways.transfer) => ({ client, version, method, seller, way });
+
+/**
+ * Honest payments. Sponsored ones need a payer whose allowance for Permit2 is too small. Before the first one by Permit2
+ * that is not sponsored the payer approves it, for good: so the sponsored ones come first.
+ */
 export const payments = [
   pay("fetch", 2, "GET", "tollgate"),
   pay("fetch", 2, "POST", "tollgate"),
@@ -30,6 +46,14 @@ export const payments = [
   pay("axios", 2, "GET", "express"),
   pay("legacy", 1, "GET", "legacyExpress"),
   pay("fetch", 1, "GET", "legacyExpress"),
+  pay("fetch", 2, "GET", "tollgate", ways.sponsoredPermit),
+  pay("fetch", 2, "GET", "express", ways.sponsoredPermit),
+  pay("fetch", 2, "GET", "tollgate", ways.sponsoredUpto),
+  pay("fetch", 2, "GET", "express", ways.sponsoredUpto),
+  pay("fetch", 2, "GET", "tollgate", ways.permit),
+  pay("fetch", 2, "GET", "express", ways.permit),
+  pay("fetch", 2, "GET", "tollgate", ways.upto),
+  pay("fetch", 2, "GET", "express", ways.upto),
 ];
 
 /**
@@ -41,7 +65,14 @@ export const replays = [
   { of: payments[0], what: "same payment as v1", as: 1 },
   { of: payments[1], what: "same payment, other body", as: 2, body: { city: "Basel" }, status: [409] },
   { of: payments[4], what: "same payment again", as: 1 },
+  { of: boughtHere(ways.sponsoredPermit), what: "same payment again", as: 2 },
+  { of: boughtHere(ways.permit), what: "same payment again", as: 2 },
+  { of: boughtHere(ways.upto), what: "same payment again", as: 2 },
 ];
+
+function boughtHere(way) {
+  return payments.find((payment) => payment.way === way && payment.seller === "tollgate");
+}
 
 /** The version of a client or server that is installed, which is what the matrix runs. */
 export function installedVersion({ name, folder }) {

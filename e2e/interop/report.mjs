@@ -39,6 +39,13 @@ export function requestFromEnv() {
   return { url, method, body, headers: body === undefined ? {} : { "content-type": "application/json" } };
 }
 
+/** The address of a node of the payer's network, from RPC_URL. */
+export function nodeFromEnv() {
+  const { RPC_URL: url } = process.env;
+  if (!url) throw new Error("set RPC_URL to the address of a node");
+  return url;
+}
+
 /** The payer's private key, from PRIVATE_KEY. */
 export function keyFromEnv() {
   const { PRIVATE_KEY: key } = process.env;

@@ -20,7 +20,7 @@ import { parseArgs } from "node:util";
 import { TokenChain } from "./chain.mjs";
 import { Service, runNode } from "./child.mjs";
 import { clients, expectedRows, installedVersion, payments, replays, sellers } from "./matrix.mjs";
-import { paidProblems, replayProblems } from "./judge.mjs";
+import { paidProblems, replayProblems, sponsoring } from "./judge.mjs";
 import { markdown, plain, replaceBetweenMarkers } from "./table.mjs";
 import { askPrice, decodeHeader, encodeHeader, sendPayment } from "./wire.mjs";
 
@@ -83,25 +83,34 @@ async function openShops(sandbox) {
   const env = { FACILITATOR_URL: sandbox.facilitator_url, PAY_TO: sandbox.pay_to, PRICE: "$0.001" };
   const shops = {
     tollgate: {
-      url: (method) => (method === "POST" ? `${sandbox.api_url}/echo` : sandbox.paid_url),
+      url: (payment) => sandbox.api_url + (permit2Path(payment) ?? (payment.method === "POST" ? "/echo" : "/weather")),
       grantsUrl: `${sandbox.api_url}/_sandbox/grants`,
     },
   };
-  for (const [key, { name, folder, program }] of Object.entries(sellers)) {
+  for (const [key, { name, folder, program, charge }] of Object.entries(sellers)) {
     if (!program) continue;
-    const ready = await start(name, key, process.execPath, [join(here, folder, program)], env);
-    shops[key] = { url: () => ready.paid_url, grantsUrl: ready.grants_url };
+    const ready = await start(name, key, process.execPath, [join(here, folder, program)], {
+      ...env,
+      ...(charge && { CHARGE: String(charge) }),
+    });
+    shops[key] = { url: (payment) => ready.url + (permit2Path(payment) ?? "/report"), grantsUrl: ready.grants_url };
   }
   return shops;
+}
+
+/** Where every seller takes payments by Permit2, or undefined for other payments. */
+function permit2Path({ way }) {
+  if (way.permit2) return way.scheme === "upto" ? "/quota" : "/tides";
 }
 
 async function payOnce(world, payment) {
   const { client, version, method, seller } = payment;
   const { folder, program } = clients[client];
   const shop = world.shops[seller];
-  const url = shop.url(method);
+  const url = shop.url(payment);
   const body = method === "POST" ? requestBody : undefined;
 
+  if (payment.way.permit2 && !payment.way.sponsored) await approve(world);
   const before = await snapshot(world, shop);
   let asked;
   let answer;
@@ -110,6 +119,7 @@ async function payOnce(world, payment) {
     answer = await runNode(join(here, folder, program), {
       RESOURCE_URL: url,
       METHOD: method,
+      RPC_URL: world.sandbox.rpc_url,
       PRIVATE_KEY: world.payer.private_key,
       ...(body && { BODY: JSON.stringify(body) }),
     });
@@ -119,8 +129,19 @@ async function payOnce(world, payment) {
     answer = { error: error.message };
   }
   const change = await changeSince(world, shop, before, answer.receipt?.transaction);
-  const problems = paidProblems({ payment, asked, answer, change, world, body });
+  const problems = paidProblems({ payment, charge: sellers[seller].charge, asked, answer, before, change, world, body });
   return toRow({ payment, answer, change, problems, request: { url, method, body }, what: "pays" });
+}
+
+/** Sees to it that Permit2 may move what the payer has to pay, as payers do once and for all. */
+async function approve({ sandbox, chain, payer }) {
+  if ((await chain.allowance(payer.address, await chain.height())) >= BigInt(sandbox.price)) return;
+  const { transaction } = await runNode(join(here, "v2", "approve.mjs"), {
+    TOKEN: sandbox.token,
+    RPC_URL: sandbox.rpc_url,
+    PRIVATE_KEY: payer.private_key,
+  });
+  await buried(chain, transaction);
 }
 
 /** Sends the request that a client made once more, as it was, for as long as the answer is that it is not settled yet. */
@@ -175,6 +196,8 @@ async function snapshot({ chain, payer, sandbox }, shop) {
   return {
     height,
     payer: await chain.balance(payer.address, height),
+    ether: await chain.ether(payer.address, height),
+    allowance: await chain.allowance(payer.address, height),
     seller: await chain.balance(sandbox.pay_to, height),
     grants: await grantsOf(shop),
   };
@@ -184,6 +207,7 @@ async function changeSince(world, shop, before, transaction) {
   const after = await snapshot(world, shop);
   return {
     payer: after.payer - before.payer,
+    ether: after.ether - before.ether,
     seller: after.seller - before.seller,
     grants: after.grants - before.grants,
     transfers: await world.chain.transfersFrom(world.payer.address, before.height, after.height),
@@ -200,12 +224,12 @@ async function grantsOf(shop) {
 }
 
 function toRow({ payment, answer, change, problems, request, what }) {
-  const { client, version, scheme, method, seller } = payment;
+  const { client, version, way, method, seller } = payment;
   return {
     client: client ? clients[client].name : "by hand",
     package: client ? installedVersion(clients[client]) : "",
     version: `v${version}`,
-    scheme,
+    scheme: way.name,
     method,
     seller: sellerName(sellers[seller]),
     what,
@@ -256,16 +280,21 @@ async function conclude(rows) {
   return ok && (await keepDocs(markdown(rows, { receipts: false }))) ? 0 : 1;
 }
 
-/** The logs that hold a payment header's value or a signature. Whoever reads either could send it again. */
+/** The logs that hold a payment header's value or what was signed in it. Whoever reads either could send it again. */
 async function logsThatTell(rows) {
   const payments = rows.flatMap((row) => row.answer.payment?.value ?? []);
-  const secrets = payments.flatMap((value) => [value, decodeHeader(value).payload.signature]);
+  const secrets = payments.flatMap((value) => [value, ...signaturesIn(decodeHeader(value))]);
   const telling = [];
   for (const log of await logs(outDir)) {
     const text = await readFile(log, "utf8");
     if (secrets.some((secret) => text.includes(secret))) telling.push(log);
   }
   return telling;
+}
+
+/** The signature of a payment, and that of the approval that may have come with it. */
+function signaturesIn({ payload, extensions }) {
+  return [payload.signature, extensions?.[sponsoring]?.info.signature ?? []].flat();
 }
 
 /** Every log file in a folder and below. */

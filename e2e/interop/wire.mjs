@@ -9,18 +9,20 @@ const names = {
 export const encodeHeader = (value) => Buffer.from(JSON.stringify(value)).toString("base64");
 export const decodeHeader = (header) => JSON.parse(Buffer.from(header, "base64").toString("utf8"));
 
-/** What a seller asks of someone who has not paid: the answer, and its offers in each version it speaks. */
+/** What a seller asks of someone who has not paid: the answer, its offers in each version it speaks, its extensions. */
 export async function askPrice(request) {
   const response = await send(request, {});
   const required = response.headers.get("PAYMENT-REQUIRED");
   const body = await response.json().catch(() => ({}));
+  const asked = required === null ? { accepts: [] } : decodeHeader(required);
   return {
     status: response.status,
     cacheControl: response.headers.get("Cache-Control") ?? "",
     offers: {
       1: body.x402Version === 1 ? body.accepts : [],
-      2: required === null ? [] : decodeHeader(required).accepts,
+      2: asked.accepts,
     },
+    extensions: asked.extensions ?? {},
   };
 }
 

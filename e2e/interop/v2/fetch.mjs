@@ -2,10 +2,12 @@
 import { decodePaymentResponseHeader, wrapFetchWithPaymentFromConfig } from "@x402/fetch";
 import { ExactEvmScheme } from "@x402/evm/exact/client";
 import { ExactEvmSchemeV1 } from "@x402/evm/exact/v1/client";
+import { UptoEvmScheme } from "@x402/evm/upto/client";
 import { privateKeyToAccount } from "viem/accounts";
-import { decodeBody, keyFromEnv, paymentOf, report, requestFromEnv } from "../report.mjs";
+import { decodeBody, keyFromEnv, nodeFromEnv, paymentOf, report, requestFromEnv } from "../report.mjs";
 
 const account = privateKeyToAccount(keyFromEnv());
+const chain = { rpcUrl: nodeFromEnv() }; // where it looks whether Permit2 has an allowance, and for nonces
 const { url, method, body, headers } = requestFromEnv();
 
 let payment = null;
@@ -16,7 +18,8 @@ const recordingFetch = (request) => {
 
 const payingFetch = wrapFetchWithPaymentFromConfig(recordingFetch, {
   schemes: [
-    { network: "eip155:*", client: new ExactEvmScheme(account) },
+    { network: "eip155:*", client: new ExactEvmScheme(account, chain) },
+    { network: "eip155:*", client: new UptoEvmScheme(account, chain) },
     { network: "base-sepolia", client: new ExactEvmSchemeV1(account), x402Version: 1 },
   ],
 });
