@@ -259,7 +259,7 @@ async function conclude(rows) {
 
   const failed = rows.filter((row) => row.result !== "PASS");
   for (const row of failed) {
-    console.log(`\n${row.client} ${row.version} ${row.method} ${row.seller}, ${row.what}:`);
+    console.log(`\n${row.client} ${row.version} ${row.scheme} ${row.method} ${row.seller}, ${row.what}:`);
     for (const problem of row.problems) console.log(`  ${problem}`);
   }
   let ok = failed.length === 0;
