@@ -7,8 +7,9 @@
 // request that they sent once more, with the same payment. --peaceful leaves all that out.
 //
 // Prints one row per client, version, scheme, method and seller, and writes them to e2e/out/interop.md. A row passes
-// when the buyer has the content and a receipt, the chain shows exactly one transfer of exactly the price from the
-// payer to the seller, in the transaction that the receipt names, and the seller's handler ran exactly once.
+// when the buyer has the content and a receipt, the chain shows exactly one transfer of exactly the price, or by upto of
+// exactly the charge, from the payer to the seller, in the transaction that the receipt names, and the seller's handler
+// ran exactly once.
 // Exits 1 if a row fails, if a row is missing, if a log holds a payment, or if the table in docs/interop.md is
 // out of date.
 import { copyFile, mkdir, mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
