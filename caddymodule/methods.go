@@ -126,8 +126,9 @@ func sponsoring(offers []payment.Offer) json.RawMessage {
 	return nil
 }
 
-// sponsoringForm says what payers fill in, as a JSON Schema.
-const sponsoringForm = `{"info":{"description":"Without an allowance for Permit2, sign an EIP-2612 permit for it; gas is paid for you.","version":"1"},` +
+// sponsoringForm says what payers fill in, as a JSON Schema. There is no
+// description in it, since some clients do not echo one.
+const sponsoringForm = `{"info":{"version":"1"},` +
 	`"schema":{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{` +
 	`"from":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
 	`"asset":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +

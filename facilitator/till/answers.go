@@ -41,14 +41,18 @@ func (v *visit) challenge(reason payment.Reason) {
 	h.Set("Vary", "Accept, Payment-Signature, X-Payment")
 	expose(h)
 	h.Set(payment.HeaderRequired, prepared.V2(v.url, reason))
-	if v.route.Page != nil && prefersHTML(v.r.Header.Values("Accept")) {
+	status := http.StatusPaymentRequired
+	if reason == payment.Permit2AllowanceRequired {
+		status = http.StatusPreconditionFailed // as other sellers say that the payer has to approve Permit2 first
+	}
+	if status == http.StatusPaymentRequired && v.route.Page != nil && prefersHTML(v.r.Header.Values("Accept")) {
 		v.route.Page(v.w, v.r, &Sheet{URL: v.url, Offers: v.offers(), Reason: reason})
 		return
 	}
 	h.Set("Content-Type", "application/json")
 	body := prepared.V1(v.url, reason)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	v.w.WriteHeader(http.StatusPaymentRequired)
+	v.w.WriteHeader(status)
 	if v.r.Method != http.MethodHead {
 		_, _ = v.w.Write(body) // nobody is left to tell
 	}

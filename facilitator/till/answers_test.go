@@ -1,11 +1,13 @@
 package till_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"testing"
 	"time"
 
+	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
@@ -173,4 +175,21 @@ func (s *shop) wantGone(a *reply, status string) {
 	if got != status || doc.RefundDue != (status == "refund_due") {
 		s.t.Errorf("the answer says %q, refund_due %v; want %q", got, doc.RefundDue, status)
 	}
+}
+
+// Payers who only have to approve Permit2 are told so with a status of its own,
+// as other sellers do.
+func TestMissingAllowanceIsAPreconditionThatFails(t *testing.T) {
+	b := fakeBank(t)
+	fake := &facilitatortest.Fake{Verifying: func(context.Context) error {
+		return payment.Invalid(payment.Permit2AllowanceRequired, "approve Permit2")
+	}}
+	b.facilitator = func(l *ledger.Ledger) payment.Facilitator { return journal(fake, l) }
+	s := open(t, b, till.Held)
+	a := s.ask("GET", "/", "", s.authorize(payment.V2))
+	v2, err := payment.DecodeRequired(a.header.Get(payment.HeaderRequired))
+	if a.status != http.StatusPreconditionFailed || err != nil || v2.Error != string(payment.Permit2AllowanceRequired) || len(v2.Offers) == 0 {
+		t.Errorf("got %d, %+v, %v", a.status, v2, err)
+	}
+	s.want(0, 0)
 }
