@@ -73,8 +73,13 @@ func (o Offer) over(other Offer) Offer {
 		own      *string
 		fallback string
 	}{
-		{&o.MaxPrice, other.MaxPrice}, {&o.Network, other.Network}, {&o.Token, other.Token}, {&o.PayTo, other.PayTo}, {&o.Scheme, other.Scheme},
-		{&o.Method, other.Method}, {&o.FacilitatorAddress, other.FacilitatorAddress},
+		{&o.MaxPrice, other.MaxPrice},
+		{&o.Network, other.Network},
+		{&o.Token, other.Token},
+		{&o.PayTo, other.PayTo},
+		{&o.Scheme, other.Scheme},
+		{&o.Method, other.Method},
+		{&o.FacilitatorAddress, other.FacilitatorAddress},
 	} {
 		if *f.own == "" {
 			*f.own = f.fallback

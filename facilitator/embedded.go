@@ -215,8 +215,8 @@ func (q *quest) checkTransfer(p *payment.Payment, at uint64) error {
 func (q *quest) checkSigner(separator common.Hash) (err error) {
 	q.proof = q.signed.Proof()
 	this := signature{separator, q.proof}
-	known := false
-	if q.wallet, known = q.signatures.recall(this); known {
+	if wallet, known := q.signatures.recall(this); known {
+		q.wallet = wallet
 		return nil
 	}
 	if q.wallet, err = q.signed.CheckSigner(separator); err == nil {

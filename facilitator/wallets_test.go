@@ -44,8 +44,7 @@ func TestForgedPayersCostFewCalls(t *testing.T) {
 		p := w.forgedBy(common.BytesToAddress(binary.BigEndian.AppendUint64([]byte("nobody"), i)))
 		for range 2 {
 			_, err := w.embedded.Verify(soon(t), p, &w.offer)
-			var unavailable *payment.UnavailableError
-			if errors.As(err, &unavailable) {
+			if _, unavailable := errors.AsType[*payment.UnavailableError](err); unavailable {
 				turnedAway++
 				continue
 			}
