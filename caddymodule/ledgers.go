@@ -255,6 +255,9 @@ func (l *openedLedger) sweep(ctx context.Context, logger *slog.Logger) {
 		if _, err := l.ledger.Sweep(ctx); err != nil && ctx.Err() == nil {
 			logger.Error("forgetting expired answers failed", "error", err)
 		}
+		if _, err := l.ledger.SweepGuests(ctx); err != nil && ctx.Err() == nil {
+			logger.Error("forgetting payers whose access has ended failed", "error", err)
+		}
 		if !l.shared {
 			continue
 		}
