@@ -25,35 +25,33 @@ func ledgersOn(stores []ledger.Store) []*ledger.Ledger {
 // same time, one gets it, and the others are not claimed.
 func aNameIsOfOnePayment(t *testing.T, stores []ledger.Store) {
 	ledgers := ledgersOn(stores)
-	key := func(round, n int) payment.Key { return payment.Key{0: byte(round), 1: byte(n), 31: 7} }
-	for round := range 5 {
+	key := func(round, n byte) payment.Key { return payment.Key{0: round, 1: n, 31: 7} }
+	for round := range byte(5) {
 		name := fmt.Sprint("round/", round)
-		claim := func(n int) error {
-			_, err := ledgers[n%len(ledgers)].Claim(ctx, ledger.Record{Key: key(round, n), State: ledger.Reserved, Network: "eip155:1", Name: name}, time.Minute)
+		claim := func(n byte) error {
+			_, err := ledgers[int(n)%len(ledgers)].Claim(ctx, ledger.Record{Key: key(round, n), State: ledger.Reserved, Network: "eip155:1", Name: name}, time.Minute)
 			return err
 		}
-		var winner atomic.Int64
-		var winners atomic.Int64
+		winners := make(chan byte, 9)
 		var group sync.WaitGroup
-		for n := range 9 {
+		for n := range byte(9) {
 			group.Go(func() {
 				err := claim(n)
 				var named *ledger.NamedError
 				switch {
 				case err == nil:
-					winners.Add(1)
-					winner.Store(int64(n))
+					winners <- n
 				case !errors.As(err, &named):
 					t.Errorf("claiming was answered with %v", err)
 				}
 			})
 		}
 		group.Wait()
-		if winners.Load() != 1 {
-			t.Fatalf("%d payments have one name", winners.Load())
+		if len(winners) != 1 {
+			t.Fatalf("%d payments have one name", len(winners))
 		}
-		first := int(winner.Load())
-		for n := range 9 {
+		first := <-winners
+		for n := range byte(9) {
 			if _, err := ledgers[0].Get(ctx, key(round, n)); (err == nil) != (n == first) {
 				t.Errorf("payment %d of %d: %v", n, first, err)
 			}
