@@ -34,7 +34,7 @@ func (v *visit) challenge(reason payment.Reason) {
 	h.Set("Cache-Control", "private, no-store")
 	h.Set("Vary", "Accept, Payment-Signature, X-Payment")
 	expose(h)
-	h.Set(payment.HeaderRequired, v.route.Challenge.V2(v.url, reason))
+	h.Set(payment.HeaderRequired, v.required(v.route.Challenge, reason))
 	if v.route.Page != nil && prefersHTML(v.r.Header.Values("Accept")) {
 		v.route.Page(v.w, v.r, &Sheet{URL: v.url, Offers: v.route.Offers, Reason: reason})
 		return
@@ -153,7 +153,7 @@ func expose(h http.Header) {
 // answer has: the settlement, in both versions, in place of whatever the
 // upstream says about it, and what keeps it out of caches.
 func (v *visit) stamp(h http.Header) {
-	s := &payment.Settlement{Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.offer.Amount}
+	s := &payment.Settlement{Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.offer.Amount, Extensions: v.signedReceipt()}
 	strip(h)
 	h.Set(payment.HeaderResponse, payment.SettlementHeader(payment.EncodeSettlement(payment.V2, v.offer.Scheme, s)))
 	h.Set(payment.HeaderResponseV1, payment.SettlementHeader(payment.EncodeSettlement(payment.V1, v.offer.Scheme, s)))

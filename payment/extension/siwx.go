@@ -46,6 +46,9 @@ const (
 	// signInSkew is how far ahead of ours a wallet's clock may be.
 	signInSkew = 30 * time.Second
 
+	// SignInKept is for how long the nonce of a sign-in must be remembered.
+	SignInKept = SignInAge + signInSkew + time.Second
+
 	// maxSignIn is the longest SIGN-IN-WITH-X header, in bytes.
 	maxSignIn = 8 << 10
 )
