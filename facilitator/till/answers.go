@@ -44,7 +44,7 @@ func (v *visit) challenge(reason payment.Reason) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	v.w.WriteHeader(http.StatusPaymentRequired)
 	if v.r.Method != http.MethodHead {
-		_, _ = v.w.Write(body) // nobody is left to tell
+		_, _ = v.w.Write(body) //nolint:gosec // JSON, never HTML; nobody is left to tell of an error
 	}
 }
 
