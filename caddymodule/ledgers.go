@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap/exp/zapslog"
 
+	"github.com/tollgate402/tollgate/facilitator"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/ledger/badger"
@@ -149,6 +150,8 @@ type openedLedger struct {
 	shared bool // other processes use it, too
 	stop   context.CancelFunc
 	swept  chan struct{} // closed when the sweeper has ended
+
+	catalogue facilitator.Catalogue // of the facilitator API, which a reload must not empty
 
 	lingering sync.WaitGroup // engines on this ledger whose configuration has been replaced
 

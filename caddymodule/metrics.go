@@ -54,7 +54,7 @@ func (m *metrics) count(r *till.Route, s *till.Sale) {
 		m.challenges.WithLabelValues(string(r.Offers[0].Network())).Inc()
 		return
 	case "":
-		if !s.Paid {
+		if !s.Paid && !s.SignedIn {
 			return // a CORS preflight
 		}
 	}
@@ -72,6 +72,8 @@ func (m *metrics) lost(r *ledger.Record) {
 
 func outcome(s *till.Sale) string {
 	switch {
+	case s.SignedIn:
+		return "signed_in"
 	case s.OnCredit && !s.Replayed:
 		return "on_credit"
 	case s.Reason == till.ReasonRefundDue:
