@@ -16,6 +16,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/devchain"
+	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/extension"
 )
@@ -357,4 +358,30 @@ func TestOffersAndReceiptsAreSigned(t *testing.T) {
 			t.Errorf("v1 has %s", v1["extensions"])
 		}
 	})
+}
+
+// Anybody may submit an authorization. Its payer then gets what it paid for,
+// although the payment has lost its name to another one.
+func TestAPaymentWithoutItsNameThatSomebodyElseLandsIsServed(t *testing.T) {
+	b, c, node := onChain(t)
+	b.facilitator = func(l *ledger.Ledger) payment.Facilitator { return embed(t, c, node, l) }
+	s := open(t, b, till.Held)
+	s.extend(till.Extensions{Identifier: true}, extension.Identifier(false))
+	s.sells(func(http.ResponseWriter, *http.Request, *till.Sale) error { return errUpstream })
+	first := s.saying(identified(firstID))
+	_ = s.ask(http.MethodGet, "/x", "", first)
+	s.awaitState(first, ledger.Released)
+	s.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+		fmt.Fprint(w, "goods")
+		return nil
+	})
+	second := s.saying(identified(firstID))
+	s.wantPaid(s.ask(http.MethodGet, "/x", "", second), second, http.StatusOK, "goods")
+
+	transact(t, c, c.Account("facilitator2"), first.transfer.Calldata())
+	sees(t, c, node)
+	s.wantPaid(s.ask(http.MethodGet, "/x", "", first), first, http.StatusOK, "goods")
+	if got := s.bank.transfers(); got != 2 {
+		t.Errorf("%d transfers", got)
+	}
 }

@@ -170,7 +170,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		}
 		defer kept.close()
 	}
-	if v.name != "" {
+	if v.name != "" && released == nil { // the money of one that was released may have come since, whoever has its name
 		if err := v.Ledger.Named(ctx, v.name, v.identity.Key); err != nil {
 			if v.named(err) {
 				return nil
