@@ -67,22 +67,23 @@ type SignIn struct {
 	Expires   string
 	NotBefore string
 	RequestID string
-	Resources []string
+	Resources []string // nil leaves the line out
 
 	// Signature is the account's, over Message: 65 bytes.
 	Signature []byte
 }
 
 // Message returns the text that is signed. It is as EIP-4361 has it, with
-// optional lines only where they say something.
+// optional lines only where they say something; without a statement there are
+// two empty lines in its place.
 func (s *SignIn) Message() string {
 	var b strings.Builder
 	b.WriteString(s.Domain + " wants you to sign in with your Ethereum account:\n" + s.Address + "\n\n")
 	if s.Statement != "" {
-		b.WriteString(s.Statement + "\n\n")
+		b.WriteString(s.Statement + "\n")
 	}
 	chain, _ := s.Chain.ChainID()
-	b.WriteString("URI: " + s.URI + "\nVersion: " + s.Version + "\nChain ID: " + strconv.FormatUint(chain, 10) + "\nNonce: " + s.Nonce + "\nIssued At: " + s.Issued)
+	b.WriteString("\nURI: " + s.URI + "\nVersion: " + s.Version + "\nChain ID: " + strconv.FormatUint(chain, 10) + "\nNonce: " + s.Nonce + "\nIssued At: " + s.Issued)
 	for _, line := range []struct{ name, value string }{
 		{"Expiration Time", s.Expires}, {"Not Before", s.NotBefore}, {"Request ID", s.RequestID},
 	} {
@@ -90,7 +91,7 @@ func (s *SignIn) Message() string {
 			b.WriteString("\n" + line.name + ": " + line.value)
 		}
 	}
-	if len(s.Resources) > 0 {
+	if s.Resources != nil {
 		b.WriteString("\nResources:")
 		for _, r := range s.Resources {
 			b.WriteString("\n- " + r)
@@ -216,6 +217,7 @@ func DecodeSignIn(header string) (*SignIn, error) {
 		if err != nil || list.kind != array {
 			return fail(o.Wrong("resources", "must be an array"))
 		}
+		s.Resources = []string{}
 		for _, r := range list.items {
 			if r.kind != text || !oneLine(r.text) {
 				return fail(o.Wrong("resources", "must hold lines of printable text"))
@@ -257,7 +259,7 @@ func (s *SignIn) Header() string {
 		ExpirationTime string   `json:"expirationTime,omitempty"`
 		NotBefore      string   `json:"notBefore,omitempty"`
 		RequestID      string   `json:"requestId,omitempty"`
-		Resources      []string `json:"resources,omitempty"`
+		Resources      []string `json:"resources,omitzero"`
 		Signature      string   `json:"signature"`
 	}{
 		s.Domain, s.Address, s.Statement, s.URI, s.Version, string(s.Chain), "eip191", s.Nonce, s.Issued, s.Expires, s.NotBefore, s.RequestID, s.Resources,
@@ -324,4 +326,77 @@ func (s *SignIn) recover() (string, error) {
 		return "", payment.Invalid(SIWXSignature, "the signature is not the account's")
 	}
 	return address, nil
+}
+
+// ParseMessage reads a text that Message has written, so that a wallet can
+// see what it is asked to sign. The sign-in has no signature. A text that is
+// in any way different from what Message would write for it is an error.
+func ParseMessage(message string) (*SignIn, error) {
+	fail := func(problem string) (*SignIn, error) {
+		return nil, &payment.MalformedError{What: "sign-in message", Err: errors.New(problem)}
+	}
+	if len(message) > maxSignIn {
+		return fail("is longer than 8 KiB")
+	}
+	lines := strings.Split(message, "\n")
+	next := func(prefix string) (string, bool) {
+		if len(lines) == 0 || !strings.HasPrefix(lines[0], prefix) {
+			return "", false
+		}
+		line := lines[0][len(prefix):]
+		lines = lines[1:]
+		return line, true
+	}
+	s := &SignIn{}
+	first, _ := next("")
+	var ok bool
+	if s.Domain, ok = strings.CutSuffix(first, " wants you to sign in with your Ethereum account:"); !ok || s.Domain == "" {
+		return fail("does not begin with the domain that wants a sign-in")
+	}
+	s.Address, _ = next("")
+	if empty, _ := next(""); empty != "" || len(lines) == 0 {
+		return fail("has no empty line after the account")
+	}
+	if s.Statement, _ = next(""); s.Statement != "" {
+		if empty, _ := next(""); empty != "" {
+			return fail("has no empty line after the statement")
+		}
+	}
+	var chain string
+	for _, m := range []struct {
+		name     string
+		to       *string
+		required bool
+	}{
+		{"URI", &s.URI, true},
+		{"Version", &s.Version, true},
+		{"Chain ID", &chain, true},
+		{"Nonce", &s.Nonce, true},
+		{"Issued At", &s.Issued, true},
+		{"Expiration Time", &s.Expires, false},
+		{"Not Before", &s.NotBefore, false},
+		{"Request ID", &s.RequestID, false},
+	} {
+		if *m.to, ok = next(m.name + ": "); m.required && !ok {
+			return fail("has no line \"" + m.name + ":\" where it must be")
+		}
+	}
+	if _, ok := next("Resources:"); ok {
+		s.Resources = []string{}
+		for len(lines) > 0 {
+			r, ok := next("- ")
+			if !ok {
+				return fail("has a line among its resources that is none")
+			}
+			s.Resources = append(s.Resources, r)
+		}
+	}
+	id, err := strconv.ParseUint(chain, 10, 64)
+	if err != nil {
+		return fail("has a chain id that is no number")
+	}
+	if s.Chain = payment.EVM(id); s.Message() != message {
+		return fail("is not in the form of EIP-4361")
+	}
+	return s, nil
 }

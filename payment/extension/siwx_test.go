@@ -175,3 +175,65 @@ func FuzzDecodeSignIn(f *testing.F) {
 		}
 	})
 }
+
+func TestMessagesAreReadAsTheyAreWritten(t *testing.T) {
+	v := readVectors(t).SIWX
+	s, err := extension.ParseMessage(v.Message)
+	if err != nil || s.Statement != "Sign in to access premium data" || s.Chain != "eip155:84532" || len(s.Resources) != 1 || s.Digest().Hex() != v.Eip191Digest {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	for name, change := range map[string]func(*extension.SignIn){
+		"no statement":               func(s *extension.SignIn) { s.Statement = "" },
+		"a statement like a field":   func(s *extension.SignIn) { s.Statement = "URI: https://evil.example" },
+		"everything that there is":   func(s *extension.SignIn) { s.NotBefore, s.RequestID = "2026-09-21T13:46:40Z", "r 1" },
+		"nothing that can be absent": func(s *extension.SignIn) { s.Expires, s.Resources = "", nil },
+	} {
+		w := *s
+		change(&w)
+		if again, err := extension.ParseMessage(w.Message()); err != nil || again.Message() != w.Message() || again.Statement != w.Statement || again.URI != w.URI {
+			t.Errorf("%s: %+v, %v", name, again, err)
+		}
+	}
+	for name, bad := range map[string]string{
+		"nothing":            "",
+		"another first line": strings.Replace(v.Message, "Ethereum", "Solana", 1),
+		"a line more":        v.Message + "\n",
+		"another order":      strings.Replace(v.Message, "Version: 1\nChain ID: 84532", "Chain ID: 84532\nVersion: 1", 1),
+		"a chain like 0x":    strings.Replace(v.Message, "84532", "0x14a34", 1),
+		"leading zeros":      strings.Replace(v.Message, "84532", "084532", 1),
+		"Windows line ends":  strings.ReplaceAll(v.Message, "\n", "\r\n"),
+	} {
+		if s, err := extension.ParseMessage(bad); err == nil {
+			t.Errorf("%s is read as %+v", name, s)
+		}
+	}
+}
+
+// The texts are those that the TypeScript SDK 2.27 writes.
+func TestMessagesAreTheReferencesWithAndWithoutAStatement(t *testing.T) {
+	const begin = "api.example.com wants you to sign in with your Ethereum account:\n0xCC9315E4C2EC6d354d42adC84f599f83Ad715631\n\n"
+	const end = "\nURI: https://api.example.com/x\nVersion: 1\nChain ID: 84532\nNonce: a1b2c3d4e5f67890\nIssued At: 2026-09-21T13:46:40.000Z"
+	plain := extension.SignIn{
+		Domain: "api.example.com", Address: "0xCC9315E4C2EC6d354d42adC84f599f83Ad715631", URI: "https://api.example.com/x", Version: "1",
+		Chain: "eip155:84532", Nonce: "a1b2c3d4e5f67890", Issued: "2026-09-21T13:46:40.000Z",
+	}
+	if got := plain.Message(); got != begin+end {
+		t.Errorf("without a statement: %q", got)
+	}
+	full := plain
+	full.Statement, full.RequestID, full.Resources = "S", "r", []string{}
+	full.Expires, full.NotBefore = "2026-09-21T13:56:40.000Z", "2026-09-21T13:46:40.000Z"
+	if got := full.Message(); got != begin+"S\n"+end+"\nExpiration Time: 2026-09-21T13:56:40.000Z\nNot Before: 2026-09-21T13:46:40.000Z\nRequest ID: r\nResources:" {
+		t.Errorf("with everything: %q", got)
+	}
+}
+
+// FuzzParseMessage: what is read is what was written.
+func FuzzParseMessage(f *testing.F) {
+	f.Add(readVectors(f).SIWX.Message)
+	f.Fuzz(func(t *testing.T, message string) {
+		if s, err := extension.ParseMessage(message); err == nil && s.Message() != message {
+			t.Fatalf("%q is read as %+v", message, s)
+		}
+	})
+}
