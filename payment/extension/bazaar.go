@@ -74,7 +74,7 @@ type bazaarInfo struct {
 type bazaarInput struct {
 	Type        string          `json:"type"`
 	Method      string          `json:"method,omitempty"`
-	Tool        string          `json:"tool,omitempty"`
+	Tool        string          `json:"toolName,omitempty"`
 	Description string          `json:"description,omitempty"`
 	Transport   string          `json:"transport,omitempty"`
 	InputSchema json.RawMessage `json:"inputSchema,omitempty"`
@@ -183,8 +183,8 @@ func (d *Discovery) schema() json.RawMessage {
 		return json.RawMessage(`{"type":"object"}`)
 	}
 	if d.Type == MCP {
-		properties = append(properties, Member{"tool", json.RawMessage(`{"type":"string"}`)}, Member{"inputSchema", json.RawMessage(`{"type":"object"}`)})
-		required = append(required, "tool", "inputSchema")
+		properties = append(properties, Member{"toolName", json.RawMessage(`{"type":"string"}`)}, Member{"inputSchema", json.RawMessage(`{"type":"object"}`)})
+		required = append(required, "toolName", "inputSchema")
 		add("description", d.About != "", json.RawMessage(`{"type":"string"}`))
 		add("transport", d.Transport != "", json.RawMessage(`{"type":"string","enum":["streamable-http","sse"]}`))
 		add("example", len(d.Example) > 0, orObject(d.Input))
@@ -299,7 +299,7 @@ func (l *Listing) read(info strictjson.Object) error {
 	if err != nil {
 		return err
 	}
-	if err := input.Known("type", "method", "tool", "inputSchema", "bodyType", "body"); err != nil {
+	if err := input.Known("type", "method", "tool", "toolName", "inputSchema", "bodyType", "body"); err != nil {
 		return err
 	}
 	if l.Type, err = input.Text("type"); err != nil {
@@ -307,11 +307,16 @@ func (l *Listing) read(info strictjson.Object) error {
 	}
 	switch l.Type {
 	case MCP:
-		if l.Tool, err = input.Text("tool"); err != nil {
+		// The SDKs write toolName, the specification's text has tool.
+		name := "toolName"
+		if !input.Has(name) && input.Has("tool") {
+			name = "tool"
+		}
+		if l.Tool, err = input.Text(name); err != nil {
 			return err
 		}
 		if l.Tool == "" || len(l.Tool) > 256 {
-			return input.Wrong("tool", "must have 1 to 256 bytes")
+			return input.Wrong(name, "must have 1 to 256 bytes")
 		}
 		_, err = input.Object("inputSchema")
 		return err

@@ -25,7 +25,7 @@ func TestDescriptionsAreListedAsTheyWereMade(t *testing.T) {
 		}, `{"input":{"type":"http","method":"POST","bodyType":"json","body":{"text":"hello"}}}`},
 		"a tool": {extension.Discovery{
 			Type: "mcp", Tool: "get_weather", Input: raw(`{"type":"object"}`), Transport: "sse",
-		}, `{"input":{"type":"mcp","tool":"get_weather","transport":"sse","inputSchema":{"type":"object"}}}`},
+		}, `{"input":{"type":"mcp","toolName":"get_weather","transport":"sse","inputSchema":{"type":"object"}}}`},
 	} {
 		e, err := row.d.Extension()
 		if err != nil {
@@ -112,6 +112,12 @@ func TestListingsThatCannotBeCataloguedAreRefused(t *testing.T) {
 	} {
 		if l, err := extension.ReadListing(raw(`{"bazaar":` + doc + `}`)); err == nil {
 			t.Errorf("%s: %+v", name, l)
+		}
+	}
+	for _, name := range []string{"tool", "toolName"} {
+		l, err := extension.ReadListing(raw(`{"bazaar":{"info":{"input":{"type":"mcp","` + name + `":"t","inputSchema":{}}}}}`))
+		if err != nil || l.Tool != "t" {
+			t.Errorf("%s: %+v, %v", name, l, err)
 		}
 	}
 	if l, err := extension.ReadListing(nil); l != nil || err != nil {
