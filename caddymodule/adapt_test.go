@@ -24,6 +24,7 @@ const separator = "\n----------\n"
 func goldens(t *testing.T, folder string, run func(t *testing.T, source string) string) {
 	t.Setenv("TEST_LANE_KEY", laneKey)
 	t.Setenv("TEST_REFUND_KEY", payerKey)
+	t.Setenv("TEST_OFFER_KEY", payerKey)
 	t.Setenv("TEST_PAY_TO", seller)
 	t.Setenv("TEST_TOKEN", "a secret")
 	t.Setenv("TEST_TOKEN2", "another secret")
@@ -114,7 +115,7 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 // it begins with depends on the order of a map.
 func ownWords(err error) string {
 	text := err.Error()
-	for _, module := range []string{"provision x402: ", "provision http.handlers.x402: ", "provision http.handlers.x402_facilitator: ", "provision http.handlers.x402_receipts: "} {
+	for _, module := range []string{"provision x402: ", "provision http.handlers.x402: ", "provision http.handlers.x402_facilitator: ", "provision http.handlers.x402_receipts: ", "provision http.handlers.x402_discovery: "} {
 		if i := strings.LastIndex(text, module); i > 0 {
 			text = text[i:]
 		}
@@ -145,7 +146,7 @@ func TestTheExampleIsFormattedAndValid(t *testing.T) {
 	if exists(os.Getenv("TOLLGATE_DATA")) {
 		t.Error("validating it wrote files")
 	}
-	for _, directive := range []string{"x402 {", "x402 /", "x402_facilitator", "x402_receipts", "refunds key", "exposure", "otherwise", "redeliver", "entitled", "@paying x402", "format x402"} {
+	for _, directive := range []string{"x402 {", "x402 /", "x402_facilitator", "x402_receipts", "refunds key", "exposure", "otherwise", "redeliver", "entitled", "@paying x402", "format x402", "payment_identifier", "siwx", "discover {", "x402_discovery", "signed_by key"} {
 		if !strings.Contains(string(source), directive) {
 			t.Errorf("the example does not show %q", directive)
 		}
@@ -185,7 +186,7 @@ func FuzzCaddyfile(f *testing.F) {
 			}
 		}
 		for _, m := range []caddyfile.Unmarshaler{
-			&Paywall{}, &FacilitatorAPI{}, &Receipts{}, &MatchPayment{}, &HTTPFacilitator{}, &Embedded{}, &BadgerLedger{}, &MemoryLedger{}, &PostgresLedger{}, &KeySigner{}, &LogEncoder{},
+			&Paywall{}, &FacilitatorAPI{}, &Receipts{}, &Discovery{}, &MatchPayment{}, &HTTPFacilitator{}, &Embedded{}, &BadgerLedger{}, &MemoryLedger{}, &PostgresLedger{}, &KeySigner{}, &LogEncoder{},
 		} {
 			if err := m.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
 				continue

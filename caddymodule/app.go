@@ -20,6 +20,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
+	"github.com/tollgate402/tollgate/payment/extension"
 	"github.com/tollgate402/tollgate/payment/quote"
 )
 
@@ -85,6 +86,12 @@ type App struct {
 	// Default: 10s.
 	Deadline caddy.Duration `json:"deadline,omitempty"`
 
+	// The key that signs offers and receipts (extension offer-receipt), so
+	// that payers can show what they were offered and what they paid for. It
+	// should be that of pay_to, and moves no money. Every 402 of every route
+	// is signed anew. Default: none, and nothing is signed.
+	SignedByRaw json.RawMessage `json:"signed_by,omitempty" caddy:"namespace=x402.signers inline_key=signer"`
+
 	// What answers may take that wait for the money.
 	Held HeldAnswers `json:"held,omitzero"`
 
@@ -103,8 +110,9 @@ type App struct {
 	remote   Remote  // nil where this process settles
 	wrapper  Wrapper // nil where it does not
 	ledger   LedgerModule
-	offers   []payment.Offer // of all routes
-	quoteKey *quote.Key      // nil where the process makes one up
+	offers   []payment.Offer           // of all routes
+	quoteKey *quote.Key                // nil where the process makes one up
+	signedBy extension.AgreementSigner // nil where nothing is signed
 	metrics  *metrics
 	ctx      caddy.Context
 	logger   *slog.Logger
@@ -233,6 +241,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if a.ledger, err = loadLedger(ctx, a); err != nil {
 		return err
+	}
+	if err := a.loadSignedBy(ctx); err != nil {
+		return fmt.Errorf("signed_by: %w", err)
 	}
 	for _, n := range a.Networks {
 		if err := n.provision(ctx); err != nil {

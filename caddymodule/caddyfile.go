@@ -61,6 +61,7 @@ func init() {
 //		entitled  <duration>
 //		timeout   <duration>
 //		deadline  <duration>
+//		signed_by <signer> ...
 //		held      { memory <size>; disk <size>; dir <path> }
 //		max_price <price>
 //		quote_secret {env.NAME}
@@ -108,6 +109,8 @@ func (a *App) parse(d *caddyfile.Dispenser) (err error) {
 		return duration(d, &a.Timeout)
 	case "deadline":
 		return duration(d, &a.Deadline)
+	case "signed_by":
+		return guest(d, &a.SignedByRaw, "x402.signers.", "signer")
 	case "held":
 		return a.Held.parse(d)
 	case "max_price":
@@ -115,7 +118,7 @@ func (a *App) parse(d *caddyfile.Dispenser) (err error) {
 	case quoteSecret:
 		return checked(d, &a.QuoteSecret, func(s string) error { return checkSecret(quoteSecret, s, quotesExample) })
 	}
-	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "held", "max_price", "quote_secret")
+	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "signed_by", "held", "max_price", "quote_secret")
 }
 
 // checkAddress checks an address that is not a placeholder. The networks that
@@ -266,6 +269,9 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		max_body    <size>
 //		retry_unsafe
 //		quote_ignores <header>...
+//		payment_identifier optional | required
+//		siwx        <duration>
+//		discover    off | { … }  # see docs/extensions.md
 //		offer {
 //			price   <price>
 //			price   expression <cel>
@@ -325,6 +331,10 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 	if ok, err := p.Offer.parse(d); ok {
 		return err
 	}
+	if slices.Contains(extensionSettings, d.Val()) {
+		p.where.note(d, d.Val())
+		return p.Extensions.parse(d)
+	}
 	switch setting := d.Val(); setting {
 	case "settle", "until", "exposure":
 		p.where.note(d, setting)
@@ -363,8 +373,9 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 	case "offer":
 		return p.parseOffer(d)
 	}
-	return unknown(d, "x402", append(slices.Clip(offerSettings),
-		"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "offer")...)
+	return unknown(d, "x402", slices.Concat(offerSettings,
+		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "offer"},
+		extensionSettings)...)
 }
 
 func (p *Paywall) parseOffer(d *caddyfile.Dispenser) error {
@@ -420,6 +431,7 @@ func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 //		bearer <placeholder>...
 //		pay_to <address>...
 //		insecure_open
+//		discovery
 //	}
 func parseFacilitatorAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	f := &FacilitatorAPI{}
@@ -461,8 +473,10 @@ func (f *FacilitatorAPI) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = texts(d, &f.PayTo)
 		case "insecure_open":
 			err = toggle(d, &f.InsecureOpen)
+		case "discovery":
+			err = toggle(d, &f.Discovery)
 		default:
-			err = unknown(d, "x402_facilitator", "bearer", "pay_to", "insecure_open")
+			err = unknown(d, "x402_facilitator", "bearer", "pay_to", "insecure_open", "discovery")
 		}
 		if err != nil {
 			return err

@@ -17,7 +17,8 @@ func init() {
 }
 
 // FacilitatorAPI offers the embedded facilitator to other sellers, as POST
-// /verify, POST /settle and GET /supported below wherever it is mounted. Each
+// /verify, POST /settle and GET /supported below wherever it is mounted, and
+// with discovery as GET /discovery/resources what it was paid for. Each
 // settlement costs the lane gas, so it must say who may ask for one.
 type FacilitatorAPI struct {
 	// Secrets of which one must come as Authorization: Bearer. Each must be
@@ -31,6 +32,11 @@ type FacilitatorAPI struct {
 	// Lets anybody settle payments to anybody at the lane's expense.
 	// Default: false.
 	InsecureOpen bool `json:"insecure_open,omitempty"`
+
+	// Whether resources are listed: what the paywalls here sell and what
+	// others were paid for through this facilitator and have described
+	// (extension bazaar). The latter is kept in memory. Default: false.
+	Discovery bool `json:"discovery,omitempty"`
 
 	app     *App
 	handler facilitator.Handler // without its facilitator, which is the running engine's
@@ -102,6 +108,9 @@ func (f *FacilitatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request, _ cad
 	defer e.release()
 	h := f.handler
 	h.Facilitator = e.facilitator
+	if f.Discovery {
+		h.Catalogue, h.Own = &e.book.catalogue, f.app.own
+	}
 	h.ServeHTTP(w, r)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap/exp/zapslog"
 
+	"github.com/tollgate402/tollgate/facilitator"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/ledger/badger"
@@ -150,6 +151,8 @@ type openedLedger struct {
 	stop   context.CancelFunc
 	swept  chan struct{} // closed when the sweeper has ended
 
+	catalogue facilitator.Catalogue // of the facilitator API, which a reload must not empty
+
 	lingering sync.WaitGroup // engines on this ledger whose configuration has been replaced
 
 	mu   sync.Mutex
@@ -254,6 +257,9 @@ func (l *openedLedger) sweep(ctx context.Context, logger *slog.Logger) {
 		}
 		if _, err := l.ledger.Sweep(ctx); err != nil && ctx.Err() == nil {
 			logger.Error("forgetting expired answers failed", "error", err)
+		}
+		if _, err := l.ledger.SweepGuests(ctx); err != nil && ctx.Err() == nil {
+			logger.Error("forgetting payers whose access has ended failed", "error", err)
 		}
 		if !l.shared {
 			continue

@@ -167,7 +167,7 @@ func confidential(name string) bool {
 		return false
 	}
 	switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
-	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response":
+	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response", "sign-in-with-x":
 		return true
 	}
 	return false

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
+	"github.com/tollgate402/tollgate/payment/extension"
 )
 
 // The methods by which exact moves tokens on EVM chains.
@@ -115,21 +116,23 @@ func selectorOf(f string) (selector [4]byte, err error) {
 }
 
 // sponsoring is the extension that invites payers without allowance for Permit2
-// to send an approval along (EIP-2612). It is empty where no offer is paid by
+// to send an approval along (EIP-2612). ok is false where no offer is paid by
 // Permit2 in a token whose domain is known.
-func sponsoring(offers []payment.Offer) json.RawMessage {
+func sponsoring(offers []payment.Offer) (e extension.Extension, ok bool) {
 	for _, o := range offers {
 		if t := o.Amount.Token(); o.ByPermit2() && t.Name != "" && t.Version != "" {
-			return json.RawMessage(`{"` + evm.Sponsoring + `":` + sponsoringForm + `}`)
+			return extension.Extension{
+				Name: evm.Sponsoring,
+				// There is no description in it, since some clients do not echo one.
+				Info: json.RawMessage(`{"version":"1"}`), Schema: json.RawMessage(sponsoringForm),
+			}, true
 		}
 	}
-	return nil
+	return e, false
 }
 
-// sponsoringForm says what payers fill in, as a JSON Schema. There is no
-// description in it, since some clients do not echo one.
-const sponsoringForm = `{"info":{"version":"1"},` +
-	`"schema":{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{` +
+// sponsoringForm says what payers fill in, as a JSON Schema.
+const sponsoringForm = `{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{` +
 	`"from":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
 	`"asset":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
 	`"spender":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
@@ -138,4 +141,4 @@ const sponsoringForm = `{"info":{"version":"1"},` +
 	`"deadline":{"type":"string","pattern":"^[0-9]+$"},` +
 	`"signature":{"type":"string","pattern":"^0x[a-fA-F0-9]+$"},` +
 	`"version":{"type":"string","pattern":"^[0-9]+(\\.[0-9]+)*$"}},` +
-	`"required":["from","asset","spender","amount","nonce","deadline","signature","version"]}}`
+	`"required":["from","asset","spender","amount","nonce","deadline","signature","version"]}`

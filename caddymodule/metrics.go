@@ -56,7 +56,7 @@ func (m *metrics) count(r *till.Route, s *till.Sale) {
 	case till.ReasonNoPrice:
 		return // an error, which Caddy counts
 	case "":
-		if !s.Paid {
+		if !s.Paid && !s.SignedIn {
 			return // a CORS preflight
 		}
 	}
@@ -74,6 +74,8 @@ func (m *metrics) lost(r *ledger.Record) {
 
 func outcome(s *till.Sale) string {
 	switch {
+	case s.SignedIn:
+		return "signed_in"
 	case s.OnCredit && !s.Replayed:
 		return "on_credit"
 	case s.Reason == till.ReasonRefundDue:

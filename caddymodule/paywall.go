@@ -34,6 +34,7 @@ func init() {
 // and logs.
 //
 //   - {http.x402.paid} is true once the money has moved
+//   - {http.x402.signed_in} is true where the payer had paid before, and signed in
 //   - {http.x402.payer} is who pays
 //   - {http.x402.amount} is the price in atomic units of the token
 //   - {http.x402.token} is the token's address
@@ -114,6 +115,9 @@ type Paywall struct {
 	// server does. Default: none. See docs/pricing.md.
 	QuoteIgnores []string `json:"quote_ignores,omitempty"`
 
+	// The extensions of protocol v2 that the route has.
+	Extensions
+
 	app   *App
 	route *till.Route
 }
@@ -134,6 +138,7 @@ func (p *Paywall) Provision(ctx caddy.Context) error {
 		return err
 	}
 	p.app.offers = append(p.app.offers, p.route.Offers...)
+	p.since = time.Now()
 	return nil
 }
 
@@ -176,7 +181,10 @@ func (p *Paywall) build() (*till.Route, error) {
 		}
 		challenge.Offers = append(challenge.Offers, offer)
 	}
-	challenge.Extensions = sponsoring(challenge.Offers)
+	extensions, err := p.extend(&challenge, m)
+	if err != nil {
+		return nil, err
+	}
 	prepared, err := challenge.Prepare()
 	if err != nil {
 		return nil, err
@@ -189,7 +197,7 @@ func (p *Paywall) build() (*till.Route, error) {
 		Challenge: prepared, Offers: challenge.Offers, Pricer: pricer, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
-		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps,
+		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Extensions: extensions,
 	}, nil
 }
 
@@ -323,6 +331,8 @@ func (p *placeholders) get(key string) (any, bool) {
 	switch s := p.sale; name {
 	case "paid":
 		return s.Paid, true
+	case "signed_in":
+		return s.SignedIn, true
 	case "payer":
 		return s.Payer, true
 	case "amount":

@@ -12,6 +12,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
+	"github.com/tollgate402/tollgate/payment/extension"
 	"github.com/tollgate402/tollgate/signer/localkey"
 )
 
@@ -41,26 +42,33 @@ func (*KeySigner) CaddyModule() caddy.ModuleInfo {
 const privateKey = "a private key"
 
 // A keySetting is the setting that a key is given for. A Caddy context with a
-// value for refundsSetting is that of the setting refunds.
+// value for refundsSetting, or for signedBySetting, is that of this setting.
 type keySetting string
 
 const (
-	laneSetting    keySetting = "lane"
-	refundsSetting keySetting = "refunds"
+	laneSetting     keySetting = "lane"
+	refundsSetting  keySetting = "refunds"
+	signedBySetting keySetting = "signed_by"
 )
 
 // example returns the name that errors propose for the key.
 func (s keySetting) example() string {
-	if s == refundsSetting {
+	switch s {
+	case refundsSetting:
 		return "X402_REFUND_KEY"
+	case signedBySetting:
+		return "X402_OFFER_KEY"
+	default:
+		return "X402_LANE_KEY"
 	}
-	return "X402_LANE_KEY"
 }
 
 // keySettingOf returns the setting that a signer is loaded for.
 func keySettingOf(ctx caddy.Context) keySetting {
-	if ctx.Context != nil && ctx.Value(refundsSetting) != nil {
-		return refundsSetting
+	for _, s := range []keySetting{refundsSetting, signedBySetting} {
+		if ctx.Context != nil && ctx.Value(s) != nil {
+			return s
+		}
 	}
 	return laneSetting
 }
@@ -97,6 +105,16 @@ func (s *KeySigner) SignTransfer(ctx context.Context, d evm.Domain, a evm.Author
 	return s.signer.SignTransfer(ctx, d, a)
 }
 
+// SignOffer implements extension.AgreementSigner.
+func (s *KeySigner) SignOffer(ctx context.Context, o *extension.SignedOffer) ([]byte, error) {
+	return s.signer.SignOffer(ctx, o)
+}
+
+// SignReceipt implements extension.AgreementSigner.
+func (s *KeySigner) SignReceipt(ctx context.Context, r *extension.SignedReceipt) ([]byte, error) {
+	return s.signer.SignReceipt(ctx, r)
+}
+
 // UnmarshalCaddyfile reads "key {env.NAME}", or
 //
 //	key {
@@ -128,8 +146,9 @@ func (s *KeySigner) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 var (
-	_ payment.CallSigner    = (*KeySigner)(nil)
-	_ till.TransferSigner   = (*KeySigner)(nil)
-	_ caddy.Provisioner     = (*KeySigner)(nil)
-	_ caddyfile.Unmarshaler = (*KeySigner)(nil)
+	_ payment.CallSigner        = (*KeySigner)(nil)
+	_ extension.AgreementSigner = (*KeySigner)(nil)
+	_ till.TransferSigner       = (*KeySigner)(nil)
+	_ caddy.Provisioner         = (*KeySigner)(nil)
+	_ caddyfile.Unmarshaler     = (*KeySigner)(nil)
 )

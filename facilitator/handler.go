@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/extension"
 )
 
 // A Handler offers a facilitator to others over HTTP: POST /verify, POST
-// /settle and GET /supported below wherever it is mounted, in both protocol
-// versions. A decided payment, good or bad, is answered with 200; a request
+// /settle, GET /supported and, with a catalogue, GET /discovery/resources below
+// wherever it is mounted, in both protocol versions. A decided payment, good or bad, is answered with 200; a request
 // that cannot be read with 400; and what cannot be found out now with 503.
 type Handler struct {
 	Facilitator payment.Facilitator
@@ -30,6 +31,14 @@ type Handler struct {
 	// PayTo are the recipients, in canonical form, that payments may go to.
 	// Empty allows all; then anybody who is let in can spend our gas.
 	PayTo []string
+
+	// Catalogue has the resources that payments describe (extension bazaar).
+	// Nil catalogues nothing.
+	Catalogue *Catalogue
+
+	// Own returns what is sold here, to be listed with what is in the
+	// catalogue; nil returns nothing.
+	Own func() []Listing
 
 	// Deadline bounds the work for one request. Default: 25 s, below what
 	// the official clients wait for.
@@ -45,6 +54,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(path, "/supported"):
 		if allow(w, r, http.MethodGet, http.MethodHead) {
 			h.supported(w, r)
+		}
+	case h.Catalogue != nil && strings.HasSuffix(path, "/discovery/resources"):
+		if allow(w, r, http.MethodGet, http.MethodHead) {
+			h.discover(w, r)
 		}
 	case strings.HasSuffix(path, "/verify"):
 		if allow(w, r, http.MethodPost) {
@@ -75,6 +88,11 @@ func (h *Handler) supported(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		h.trouble(w, err)
 		return
+	}
+	if h.Catalogue != nil && !slices.Contains(s.Extensions, extension.Bazaar) {
+		more := *s
+		more.Extensions = append(slices.Clip(s.Extensions), extension.Bazaar)
+		s = &more
 	}
 	answer(w, http.StatusOK, s.Encode())
 }
@@ -112,6 +130,7 @@ func (h *Handler) verify(ctx context.Context, w http.ResponseWriter, p *payment.
 	var unreadable *payment.MalformedError
 	switch {
 	case err == nil:
+		h.catalogue(w, p, o, false)
 		answer(w, http.StatusOK, payment.EncodeVerification(v))
 	case errors.As(err, &unavailable): // whatever is inside
 		h.trouble(w, err)
@@ -134,6 +153,7 @@ func (h *Handler) settle(ctx context.Context, w http.ResponseWriter, p *payment.
 	var unreadable *payment.MalformedError
 	switch {
 	case err == nil:
+		h.catalogue(w, p, o, true)
 		answer(w, http.StatusOK, payment.EncodeSettlement(p.Version, o.Scheme, s))
 	case errors.As(err, &unavailable) && !unavailable.Pending: // whatever is inside
 		h.trouble(w, err)
@@ -212,7 +232,7 @@ func (h *Handler) deadline() time.Duration {
 func answer(w http.ResponseWriter, status int, doc []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(doc) // the caller has gone; there is nobody to tell
+	_, _ = w.Write(doc) //nolint:gosec // JSON, never HTML; where the caller has gone there is nobody to tell
 }
 
 func fail(w http.ResponseWriter, status int, message string) {

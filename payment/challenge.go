@@ -14,7 +14,7 @@ type Challenge struct {
 	Description string
 	MimeType    string
 	Offers      []Offer
-	Extensions  json.RawMessage // v2 only, a JSON object; may be empty
+	Extensions  json.RawMessage // v2 only, a JSON object with members; may be empty
 }
 
 // A Prepared is a challenge of which everything is encoded but the URL of the
@@ -22,6 +22,7 @@ type Challenge struct {
 // immutable and safe for concurrent use.
 type Prepared struct {
 	beforeURL, afterURL []byte   // v2, around the resource's URL
+	extended            bool     // the last thing in afterURL is the extensions
 	v1                  [][]byte // v1, each offer up to its resource; empty if v1 clients can pay none
 }
 
@@ -60,10 +61,15 @@ func (c *Challenge) Prepare() (*Prepared, error) {
 	p.afterURL = append(p.afterURL, `},"accepts":`...)
 	p.afterURL = append(p.afterURL, encode(v2)...)
 	if len(c.Extensions) > 0 {
-		if _, err := strictjson.Parse(c.Extensions, "extensions", MaxChallenge); err != nil {
+		own, err := strictjson.Parse(c.Extensions, "extensions", MaxChallenge)
+		if err != nil {
 			return nil, err
 		}
-		p.afterURL = append(append(p.afterURL, `,"extensions":`...), c.Extensions...)
+		if len(own.Names()) == 0 {
+			return nil, errors.New("extensions: is an object without members: leave it out")
+		}
+		p.afterURL = append(append(p.afterURL, `,"extensions":`...), own.Raw()...)
+		p.extended = true
 	}
 	p.afterURL = append(p.afterURL, '}')
 	return p, nil
@@ -71,13 +77,32 @@ func (c *Challenge) Prepare() (*Prepared, error) {
 
 // V2 returns the value of the PAYMENT-REQUIRED header for the resource at url.
 func (p *Prepared) V2(url string, reason Reason) string {
-	doc := make([]byte, 0, 64+len(url)+len(p.beforeURL)+len(p.afterURL)+len(reason))
+	return encodeHeader(p.v2(url, reason, 0))
+}
+
+// V2Extended is V2 with more extensions, a JSON object with at least one
+// member, that are of this one challenge. None of them may be among the
+// challenge's own.
+func (p *Prepared) V2Extended(url string, reason Reason, more json.RawMessage) string {
+	doc := p.v2(url, reason, len(more)+16)
+	doc = bytes.TrimSuffix(doc, []byte("}"))
+	if p.extended {
+		doc = bytes.TrimSuffix(doc, []byte("}"))
+		doc = append(append(doc, ','), more[1:]...)
+	} else {
+		doc = append(append(doc, `,"extensions":`...), more...)
+	}
+	return encodeHeader(append(doc, '}'))
+}
+
+// v2 returns the challenge as JSON, with room for more bytes.
+func (p *Prepared) v2(url string, reason Reason, room int) []byte {
+	doc := make([]byte, 0, 64+len(url)+len(p.beforeURL)+len(p.afterURL)+len(reason)+room)
 	doc = append(doc, `{"x402Version":2,"error":`...)
 	doc = appendQuoted(doc, string(reason))
 	doc = append(doc, p.beforeURL...)
 	doc = appendQuoted(doc, url)
-	doc = append(doc, p.afterURL...)
-	return encodeHeader(doc)
+	return append(doc, p.afterURL...)
 }
 
 // V1 returns the body of the 402 response for the resource at url. Without an

@@ -208,6 +208,7 @@ func TestChallengesThatCannotBeServedAreRefused(t *testing.T) {
 		"offer has timeout 1.5s: it must be":    func(c *payment.Challenge) { c.Offers[0].Timeout = 1500 * time.Millisecond },
 		`offer has extra "a", whose value is`:   func(c *payment.Challenge) { c.Offers[0].Extra = map[string]json.RawMessage{"a": json.RawMessage("{")} },
 		"extensions.a: is not valid JSON at by": func(c *payment.Challenge) { c.Extensions = json.RawMessage(`{"a":`) },
+		"extensions: is an object without memb": func(c *payment.Challenge) { c.Extensions = json.RawMessage(`{}`) },
 		"extensions: must be a JSON object":     func(c *payment.Challenge) { c.Extensions = json.RawMessage(`[]`) },
 	} {
 		c := shop(t)
@@ -340,4 +341,35 @@ func FuzzDecodeRequired(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestExtensionsOfOneChallengeComeAfterItsOwn(t *testing.T) {
+	for own, want := range map[string]string{
+		"":             `{"b":{"info":{}},"c":1}`,
+		` {"a": {} } `: `{"a":{},"b":{"info":{}},"c":1}`,
+	} {
+		c := payment.Challenge{Offers: []payment.Offer{ruleOffer(t)}, Extensions: json.RawMessage(own)}
+		p, err := c.Prepare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := payment.DecodeRequired(p.V2Extended("https://a.example/", payment.PaymentRequired, json.RawMessage(`{"b":{"info":{}},"c":1}`)))
+		if err != nil || sorted(t, got.Extensions) != sorted(t, []byte(want)) || len(got.Offers) != 1 {
+			t.Errorf("%s: %+v, %v", own, got, err)
+		}
+		if got, err = payment.DecodeRequired(p.V2("https://a.example/", payment.PaymentRequired)); err != nil || len(got.Offers) != 1 {
+			t.Errorf("%s afterwards: %+v, %v", own, got, err)
+		}
+	}
+}
+
+func TestOnlyV2SettlementsHaveExtensions(t *testing.T) {
+	o := ruleOffer(t)
+	s := &payment.Settlement{Network: o.Network(), Transaction: "0x01", Amount: o.Amount, Extensions: json.RawMessage(`{"a":{"info":{}}}`)}
+	if doc := string(payment.EncodeSettlement(payment.V2, payment.Exact, s)); !strings.Contains(doc, `"extensions":{"a":{"info":{}}}`) {
+		t.Errorf("v2: %s", doc)
+	}
+	if doc := string(payment.EncodeSettlement(payment.V1, payment.Exact, s)); strings.Contains(doc, "extensions") {
+		t.Errorf("v1: %s", doc)
+	}
 }

@@ -127,6 +127,8 @@ type settleResponse struct {
 	Transaction  string `json:"transaction"`
 	Network      string `json:"network"`
 	Amount       string `json:"amount,omitempty"`
+
+	Extensions json.RawMessage `json:"extensions,omitempty"`
 }
 
 // EncodeSettlement writes a settlement in the form of the given version: the
@@ -135,6 +137,9 @@ func EncodeSettlement(version int, scheme Scheme, s *Settlement) []byte {
 	r := settleResponse{Success: true, Payer: s.Payer, Transaction: s.Transaction, Network: s.Network.In(version)}
 	if scheme != Exact {
 		r.Amount = s.Amount.Units()
+	}
+	if version != V1 {
+		r.Extensions = s.Extensions
 	}
 	return encode(r)
 }

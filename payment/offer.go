@@ -115,6 +115,9 @@ func (o *Offer) v1() offerV1 {
 	}
 }
 
+// Encode returns the offer as v2 challenges have it.
+func (o *Offer) Encode() json.RawMessage { return encode(o.v2()) }
+
 // maxTimeout bounds what the wire may ask for: ten years, in seconds.
 const maxTimeout = 10 * 366 * 24 * 3600
 

@@ -100,6 +100,10 @@ type Settlement struct {
 	Transaction string // hash; empty when nothing had to move
 	Payer       string // address in the network's canonical form
 	Amount      Amount // what was charged
+
+	// Extensions are what the seller adds for the payer, a JSON object of
+	// v2; may be empty.
+	Extensions json.RawMessage
 }
 
 // Supported lists what a facilitator verifies and settles.

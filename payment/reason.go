@@ -9,17 +9,18 @@ type Reason string
 
 const (
 	// Any scheme.
-	PaymentRequired     Reason = "Payment required"
-	NoMatchingOffer     Reason = "No matching payment requirements"
-	InvalidVersion      Reason = "invalid_x402_version"
-	UnsupportedScheme   Reason = "unsupported_scheme"
-	InvalidNetwork      Reason = "invalid_network"
-	InvalidPayload      Reason = "invalid_payload"
-	InvalidRequirements Reason = "invalid_payment_requirements"
-	SettlementPending   Reason = "settlement_pending"
-	DuplicateSettlement Reason = "duplicate_settlement"
-	UnexpectedVerify    Reason = "unexpected_verify_error"
-	UnexpectedSettle    Reason = "unexpected_settle_error"
+	PaymentRequired       Reason = "Payment required"
+	NoMatchingOffer       Reason = "No matching payment requirements"
+	InvalidVersion        Reason = "invalid_x402_version"
+	UnsupportedScheme     Reason = "unsupported_scheme"
+	InvalidNetwork        Reason = "invalid_network"
+	InvalidPayload        Reason = "invalid_payload"
+	InvalidRequirements   Reason = "invalid_payment_requirements"
+	SettlementPending     Reason = "settlement_pending"
+	DuplicateSettlement   Reason = "duplicate_settlement"
+	ExtensionEchoMismatch Reason = "extension_echo_mismatch"
+	UnexpectedVerify      Reason = "unexpected_verify_error"
+	UnexpectedSettle      Reason = "unexpected_settle_error"
 
 	// exact on EVM, requirement and payload.
 	EVMScheme            Reason = "invalid_exact_evm_scheme"

@@ -11,7 +11,7 @@ import (
 
 func TestMoneyIsNeverAFloat(t *testing.T) {
 	files := 0
-	for _, dir := range []string{".", "evm"} {
+	for _, dir := range []string{".", "evm", "extension"} {
 		names, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -40,7 +40,7 @@ func (v *visit) challenge(reason payment.Reason) {
 	h.Set("Cache-Control", "private, no-store")
 	h.Set("Vary", "Accept, Payment-Signature, X-Payment")
 	expose(h)
-	h.Set(payment.HeaderRequired, prepared.V2(v.url, reason))
+	h.Set(payment.HeaderRequired, v.required(prepared, reason))
 	status := http.StatusPaymentRequired
 	if reason == payment.Permit2AllowanceRequired {
 		status = http.StatusPreconditionFailed // as other sellers say that the payer has to approve Permit2 first
@@ -54,7 +54,7 @@ func (v *visit) challenge(reason payment.Reason) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	v.w.WriteHeader(status)
 	if v.r.Method != http.MethodHead {
-		_, _ = v.w.Write(body) // nobody is left to tell
+		_, _ = v.w.Write(body) //nolint:gosec // JSON, never HTML; nobody is left to tell of an error
 	}
 }
 
@@ -163,7 +163,7 @@ func expose(h http.Header) {
 // answer has: the settlement, in both versions, in place of whatever the
 // upstream says about it, and what keeps it out of caches.
 func (v *visit) stamp(h http.Header) {
-	s := &payment.Settlement{Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.offer.Amount}
+	s := &payment.Settlement{Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.offer.Amount, Extensions: v.signedReceipt()}
 	strip(h)
 	h.Set(payment.HeaderResponse, payment.SettlementHeader(payment.EncodeSettlement(payment.V2, v.offer.Scheme, s)))
 	h.Set(payment.HeaderResponseV1, payment.SettlementHeader(payment.EncodeSettlement(payment.V1, v.offer.Scheme, s)))

@@ -63,11 +63,16 @@ func fingerprint(r *http.Request, origin string, body []byte, o *payment.Offer) 
 		origin = strings.ToLower(r.Host)
 	}
 	content := sha256.Sum256(body)
-	h := sha256.New()
-	for _, part := range []string{
+	return fold(
 		"request", origin, r.Method, r.URL.EscapedPath(), r.URL.RawQuery, string(content[:]),
 		string(o.Scheme), string(o.Network()), o.Amount.Token().Address, o.Amount.Units(), o.PayTo,
-	} {
+	)
+}
+
+// fold returns a fingerprint of several texts.
+func fold(parts ...string) payment.Fingerprint {
+	h := sha256.New()
+	for _, part := range parts {
 		var size [8]byte
 		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
 		h.Write(size[:])

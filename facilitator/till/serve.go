@@ -10,6 +10,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/extension"
 )
 
 // A visit is one request to a priced route that came with a payment.
@@ -27,6 +28,7 @@ type visit struct {
 	offer    *payment.Offer
 	lapsed   bool // the offer's price is not asked any more
 	identity facilitator.Identity
+	name     string    // that the payer gave the payment, or ""
 	until    time.Time // the end of all waiting for the chain; the upstream's time does not count
 }
 
@@ -45,6 +47,11 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 	// request must not see them.
 	r.Header.Del(payment.HeaderPayment)
 	r.Header.Del(payment.HeaderPaymentV1)
+	signIn := ""
+	if route.Extensions.SignIn > 0 {
+		signIn = r.Header.Get(extension.HeaderSignIn)
+		r.Header.Del(extension.HeaderSignIn)
+	}
 	if err != nil {
 		v.sale.Reason = "malformed payment"
 		v.problem(http.StatusBadRequest, err.Error())
@@ -53,7 +60,10 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 	if err := v.ask(); err != nil {
 		return v.sale, err
 	}
-	if p == nil {
+	switch {
+	case p == nil && signIn != "":
+		return v.sale, v.signIn(signIn)
+	case p == nil:
 		v.sale.Reason = string(payment.PaymentRequired)
 		v.challenge(payment.PaymentRequired)
 		return v.sale, nil
@@ -85,6 +95,9 @@ func (v *visit) pay() error {
 	v.identity = identity
 	v.sale.Payment, v.sale.Payer = identity.Key.String(), identity.Payer
 	v.sale.Amount, v.sale.Network = v.offer.Amount, v.offer.Network()
+	if !v.heard() {
+		return nil
+	}
 	if err := v.bind(); err != nil {
 		return nil // answered
 	}
@@ -169,6 +182,14 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		}
 		defer kept.close()
 	}
+	if v.name != "" && released == nil { // the money of one that was released may have come since, whoever has its name
+		if err := v.Ledger.Named(ctx, v.name, v.identity.Key); err != nil {
+			if v.named(err) {
+				return nil
+			}
+			return v.settleProblem(&payment.UnavailableError{Doing: "reading the ledger", Err: err})
+		}
+	}
 	verified, err := v.Facilitator.Verify(ctx, v.payment, v.offer)
 	if err != nil {
 		// Another process, or the configuration before a reload, can have
@@ -202,7 +223,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		state, claimed = ledger.Reserved, First
 	}
 	r, err := v.Ledger.Claim(ctx, ledger.Record{
-		Key: v.identity.Key, State: state, Binding: v.payment.Binding, Basis: v.price.fingerprint(), Proof: v.identity.Proof, Mode: string(claimed), Due: v.now().Add(v.route.entitled()),
+		Key: v.identity.Key, State: state, Binding: v.payment.Binding, Basis: v.price.fingerprint(), Proof: v.identity.Proof, Mode: string(claimed), Name: v.name, Due: v.now().Add(v.route.entitled()),
 		Network: v.offer.Network(), Payer: v.identity.Payer, Charge: v.offer.Amount.Units(), Until: v.offer.Until.String(), Request: request,
 	}, v.route.lease())
 	var held *ledger.HeldError
@@ -213,6 +234,9 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		}
 		return v.known(ctx, held.Record)
 	case err != nil:
+		if v.named(err) {
+			return nil
+		}
 		return v.settleProblem(&payment.UnavailableError{Doing: "claiming the payment", Err: err})
 	}
 	if mode == First {
@@ -353,7 +377,7 @@ func (v *visit) stream(paid ledger.Record) error {
 	ctx, cancel := context.WithCancelCause(v.r.Context())
 	defer cancel(nil)
 	defer v.keepLease(&r, cancel)()
-	w := &receiptWriter{ResponseWriter: v.w, stamp: v.stamp}
+	w := &receiptWriter{ResponseWriter: v.w, stamp: v.stamp, began: func() { v.remember(&r) }}
 	if v.Ledger.Shared() {
 		w.lost = v.Ledger.Unheard
 	}
@@ -557,6 +581,7 @@ func (v *visit) held(r ledger.Record, kept *heldWriter, trusting bool) error {
 
 // release hands over an answer that is paid for.
 func (v *visit) release(a *answer, r *ledger.Record) error {
+	v.remember(r)
 	v.stamp(a.Header)
 	v.handOver(a, r)
 	return nil

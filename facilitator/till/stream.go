@@ -16,7 +16,8 @@ var errLost = errors.New("till: other processes may have taken this one for dead
 type receiptWriter struct {
 	http.ResponseWriter
 	stamp  func(http.Header)
-	status int // 0 until it is written
+	began  func() // called before an answer that is no failure begins; may be nil
+	status int    // 0 until it is written
 
 	// lost, if it is set, reports that the delivery is not ours any more. From
 	// then on nothing is passed on, and the answer is cut off.
@@ -36,6 +37,9 @@ func (w *receiptWriter) WriteHeader(status int) {
 	w.stamp(w.Header())
 	unannounce(w.Header())
 	w.status = status
+	if w.began != nil && status < 500 {
+		w.began()
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 

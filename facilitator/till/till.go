@@ -94,6 +94,9 @@ type Route struct {
 	// token. Without caps for its token, a payment is never trusted.
 	Exposure map[payment.Token]ledger.Caps
 
+	// Extensions are those of protocol v2 that the route has.
+	Extensions Extensions
+
 	// Page writes the body of a 402 for browsers; nil answers them like
 	// everybody else.
 	Page func(w http.ResponseWriter, r *http.Request, s *Sheet)
@@ -117,6 +120,7 @@ type Sale struct {
 	Reason      string // why it was not paid
 	Replayed    bool   // an earlier answer was given again
 	OnCredit    bool   // the answer was given before the money moved
+	SignedIn    bool   // nothing was paid: the payer had paid for it before
 }
 
 // An Upstream makes the goods. s says who pays for them.

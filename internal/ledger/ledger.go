@@ -84,8 +84,9 @@ func laneKey(n payment.Network, a string) Key { return Key("lane/" + string(n) +
 
 // Claim stores r, whose state says what happens next, if nobody has claimed
 // the payment, or if it is free again, see Free. Otherwise it returns a
-// *HeldError with the record of the holder. When Claim returns nil this
-// process, and no other, may act on the payment until lease has passed.
+// *HeldError with the record of the holder, or, if r has a name that belongs
+// to another payment, a *NamedError. When Claim returns nil this process, and
+// no other, may act on the payment until lease has passed.
 func (l *Ledger) Claim(ctx context.Context, r Record, lease time.Duration) (Record, error) {
 	defer l.writing.lock(r.Key)()
 	for {
@@ -107,7 +108,11 @@ func (l *Ledger) Claim(ctx context.Context, r Record, lease time.Duration) (Reco
 		if err := next.To(r.State); err != nil {
 			return Record{}, err
 		}
-		stored, err := l.commit(ctx, next)
+		name, err := l.naming(ctx, &next)
+		if err != nil {
+			return Record{}, err
+		}
+		stored, err := l.commit(ctx, next, name...)
 		if conflict(err) {
 			continue
 		}

@@ -146,6 +146,11 @@ type Record struct {
 	Mode     string              `json:"mode"`           // who claimed it and how it is served
 	Delivery Delivery            `json:"delivery,omitempty"`
 
+	// Name is what the payer calls the payment, if it has a name: printable
+	// ASCII without blanks that also says whose name it is. It is given with
+	// a claim, and names no other payment while this one may move money.
+	Name string `json:"name,omitempty"`
+
 	// Deliveries counts how often the handing over has begun. A mark that
 	// belongs to an earlier one is out of date.
 	Deliveries int `json:"deliveries,omitempty"`
