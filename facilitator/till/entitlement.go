@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"time"
 
@@ -42,7 +41,7 @@ func (v *visit) repeatable() bool { return safe(v.r.Method) || v.route.RetryUnsa
 
 // close ends the entitlement of a payment that is exhausted, and answers it.
 func (v *visit) close(ctx context.Context, r *ledger.Record, why string) error {
-	if r.Delivery == ledger.Interrupted {
+	if r.Delivery == ledger.Interrupted || r.Charge == nothing {
 		v.mark(r, ledger.Delivered)
 		return v.used()
 	}
@@ -77,6 +76,10 @@ func (t *Till) giveUp(ctx context.Context, r *ledger.Record, why string) (ledger
 			return ledger.ErrStale
 		}
 		now.Delivery, now.Reason = ledger.Undeliverable, why
+		if now.Charge == nothing { // so nothing is owed
+			now.Delivery = ledger.Delivered
+			return nil
+		}
 		return due(now)
 	})
 	if err == nil {
@@ -165,13 +168,13 @@ func orText(s, otherwise string) string {
 // where that cannot be read.
 func expiry(r *ledger.Record) time.Time {
 	never := time.Unix(1<<40, 0)
-	p, _, err := payment.DecodeRequest(r.Request)
+	p, o, err := payment.DecodeRequest(r.Request)
 	if err != nil {
 		return never
 	}
-	transfer, err := evm.Decode(p.Payload)
-	if err != nil || transfer.ValidBefore.Cmp(big.NewInt(never.Unix())) > 0 {
+	signed, err := evm.ReadInstrument(p, o)
+	if err != nil || signed.Expiry > uint64(never.Unix()) { //nolint:gosec // it is positive
 		return never
 	}
-	return time.Unix(transfer.ValidBefore.Int64(), 0)
+	return time.Unix(int64(signed.Expiry), 0) //nolint:gosec // just checked
 }

@@ -134,7 +134,11 @@ func (t *Till) Receipt(ctx context.Context, p *payment.Payment, tokens []payment
 		if err != nil {
 			return nil, err
 		}
-		id, err := facilitator.Identify(p, &payment.Offer{Scheme: payment.Exact, Amount: none})
+		o := &payment.Offer{Scheme: payment.Exact, Amount: none}
+		if p.Accepted != nil { // it says how it was signed
+			o.Scheme, o.Extra = p.Scheme, p.Accepted.Extra
+		}
+		id, err := facilitator.Identify(p, o)
 		if malformed := (*payment.MalformedError)(nil); errors.As(err, &malformed) {
 			return nil, err
 		} else if err != nil {

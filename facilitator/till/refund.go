@@ -202,16 +202,16 @@ func (t *Till) signRefund(ctx context.Context, r *ledger.Record) (ledger.Record,
 	if err != nil {
 		return ledger.Record{}, fmt.Errorf("till: reading the stored request of payment %s: %w", r.Key, err)
 	}
-	came, err := evm.Decode(p.Payload)
+	came, err := evm.ReadInstrument(p, o)
 	if err != nil {
 		return ledger.Record{}, fmt.Errorf("till: reading the stored authorization of payment %s: %w", r.Key, err)
 	}
-	charge, err := payment.ParseUnits(r.Charge, o.Amount.Token())
+	charge, err := charged(r, o)
 	if err != nil {
-		return ledger.Record{}, fmt.Errorf("till: the stored charge of payment %s %w", r.Key, err)
+		return ledger.Record{}, err
 	}
 	back := payment.Offer{
-		Scheme: payment.Exact, Amount: charge, PayTo: came.From.Hex(), Timeout: payment.DefaultTimeout,
+		Scheme: payment.Exact, Amount: charge, PayTo: came.Payer.Hex(), Timeout: payment.DefaultTimeout,
 		Resource: "urn:x402:refund:" + r.Key.String(),
 	}
 	if back.Until, err = payment.ParseFinality(r.Until); err != nil {
@@ -219,7 +219,7 @@ func (t *Till) signRefund(ctx context.Context, r *ledger.Record) (ledger.Record,
 	}
 	binding := sha256.Sum256([]byte("refund " + r.Key.String()))
 	transfer, err := signer.SignTransfer(ctx, evm.DomainOf(charge.Token()), evm.Authorization{
-		From: signer.Address(), To: came.From, Value: charge.Big(), ValidAfter: new(big.Int), ValidBefore: big.NewInt(refundEnd), Nonce: binding,
+		From: signer.Address(), To: came.Payer, Value: charge.Big(), ValidAfter: new(big.Int), ValidBefore: big.NewInt(refundEnd), Nonce: binding,
 	})
 	if err != nil {
 		return ledger.Record{}, fmt.Errorf("signing the refund of payment %s: %w", r.Key, err)

@@ -87,8 +87,7 @@ func (s *scanner) here() pathSet {
 }
 
 func (s *scanner) write(b []byte) {
-	for i := 0; i < len(b); i++ {
-		c := b[i]
+	for _, c := range b {
 		switch s.in {
 		case inString:
 			s.inside(c)
