@@ -23,6 +23,12 @@ const (
 	// meterPiece is how much is passed on at a time, in bytes: what is handed
 	// over beyond the maximum is less.
 	meterPiece = 32 << 10
+
+	// meterFlush is how many bytes may wait in the server for more of them: as
+	// many as it keeps at least (net/http, bufferBeforeChunkingSize). So it is
+	// known what has left, and what has not is not charged to a payer who goes
+	// away.
+	meterFlush = 2 << 10
 )
 
 var (
@@ -167,6 +173,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 		v.unheld(w.refused)
 		return nil
 	}
+	left := !errors.Is(why, errLost) && w.finish() == nil
 	if !w.charged() {
 		v.uncharged(r, w.failure(err))
 		w.trail()
@@ -179,7 +186,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 		v.log().Error("an answer was cut off: this process could not say for a while that it is alive, and another may have settled what was delivered", "payment", r.Key.String())
 		panic(http.ErrAbortHandler) // nobody must take the part for the whole
 	}
-	whole := why == nil && err == nil && !aborted && w.finish() == nil
+	whole := left && why == nil && err == nil && !aborted
 	if !v.decide(r, w) {
 		panic(http.ErrAbortHandler) // what it has cost is settled from the last checkpoint
 	}
@@ -187,7 +194,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 		v.log().Info("an answer was cut off: it costs more than the payer has signed", "payment", r.Key.String(), "payer", r.Payer, "maximum", v.offer.Amount.Units())
 	}
 	switch {
-	case whole, errors.Is(why, errSpent) && w.events && w.finish() == nil: // who reads events sees that the last one is missing
+	case whole, left && errors.Is(why, errSpent) && w.events: // who reads events sees that the last one is missing
 		v.collectNow(r)
 		w.trail()
 		return nil
@@ -202,6 +209,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 
 // broken settles an answer whose upstream has panicked.
 func (v *visit) broken(r *ledger.Record, w *meterWriter) {
+	_ = w.finish() // what cannot leave is not charged
 	if !w.charged() {
 		v.uncharged(r, errors.New("the upstream panicked"))
 		return
@@ -316,8 +324,8 @@ type meterWriter struct {
 
 	mu      sync.Mutex
 	tap     *meter.Tap  // guarded by mu, as is what follows; nil until the status is written
-	flushed meter.Usage // what had been counted when everything was last handed to the connection
-	outside bool        // flushed counts: something has been handed over
+	flushed meter.Usage // what had been counted when everything last left
+	outside bool        // flushed counts: something has left
 	overdue bool        // a checkpoint waits for the next flush
 	spent   bool        // what was written last has used up the maximum
 	stopped error       // why the answer is cut off
@@ -435,8 +443,8 @@ func (w *meterWriter) open() error {
 }
 
 // count counts what has been passed on. Where that has used up the maximum,
-// nothing may follow it; what ends there is whole. flush reports that a
-// checkpoint waits for it to leave.
+// nothing may follow it; what ends there is whole. flush reports that it must
+// leave now: there is much of it, or a checkpoint waits for it.
 func (w *meterWriter) count(b []byte) (flush bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -445,7 +453,7 @@ func (w *meterWriter) count(b []byte) (flush bool) {
 	}
 	usage := w.tap.Usage()
 	w.spent = w.v.tariff.Spent(&usage, w.took(), w.v.offer.Amount.Big())
-	return w.overdue
+	return w.overdue || usage.Bytes-w.flushed.Bytes >= meterFlush
 }
 
 // Flush implements http.Flusher.
@@ -460,13 +468,13 @@ func (w *meterWriter) FlushError() error {
 		return w.refused
 	}
 	err := http.NewResponseController(w.w).Flush()
-	if err != nil || w.free {
+	if err != nil && !errors.Is(err, http.ErrNotSupported) || w.free { // without support it sends when it likes
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flushed, w.outside, w.overdue = w.tap.Usage(), true, false
-	return nil
+	return err
 }
 
 // SetReadDeadline is for http.ResponseController.
@@ -479,8 +487,11 @@ func (w *meterWriter) SetWriteDeadline(at time.Time) error {
 	return http.NewResponseController(w.w).SetWriteDeadline(at)
 }
 
-// finish sends what the server still holds.
+// finish sends what the server still holds, if the answer has begun.
 func (w *meterWriter) finish() error {
+	if w.status == 0 {
+		return nil
+	}
 	if err := w.FlushError(); !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
@@ -526,8 +537,8 @@ func (w *meterWriter) took() time.Duration {
 	return w.over.Sub(w.began)
 }
 
-// sure returns what is sure to have been delivered costs. What has been
-// written since waits for the next write to leave. Where the time alone has
+// sure returns what costs what has left. What has not waits for the next
+// write. Where the time alone has
 // used up the maximum it cuts the answer off.
 func (w *meterWriter) sure() string {
 	w.mu.Lock()
@@ -546,9 +557,13 @@ func (w *meterWriter) sure() string {
 	return w.v.tariff.Charge(&w.flushed, w.took(), most).String()
 }
 
-// charged reports whether the answer costs something: it has begun, and is no
-// failure.
-func (w *meterWriter) charged() bool { return w.status != 0 && !w.free }
+// charged reports whether the answer costs something: it is no failure, and
+// has begun to leave.
+func (w *meterWriter) charged() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.outside
+}
 
 // failure says why nothing is charged.
 func (w *meterWriter) failure(err error) error {
@@ -563,13 +578,15 @@ func (w *meterWriter) failure(err error) error {
 	return errAborted
 }
 
-// cost returns what the whole answer costs. Nothing may be written any more.
+// cost returns what costs what has left. Nothing may be written any more.
 func (w *meterWriter) cost() *big.Int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h := w.w.Header()
 	w.v.listen(w.tap, h) // a trailer by now
-	return w.v.cost(w.tap, w.took())
+	usage := w.flushed
+	usage.Said = w.tap.Usage().Said
+	return w.v.cost(w.tap, &usage, w.took())
 }
 
 // trail takes from the trailers what only we may say, and writes the receipt

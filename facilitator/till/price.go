@@ -103,14 +103,14 @@ func (v *visit) price(r *ledger.Record, kept *heldWriter, a *answer, took time.D
 	}
 	v.listen(tap, a.Trailer)
 	v.unpriced(a)
-	r.Charge = v.cost(tap, took).String()
+	usage := tap.Usage()
+	r.Charge = v.cost(tap, &usage, took).String()
 }
 
-// cost returns what has been counted costs, in atomic units.
-func (v *visit) cost(tap *meter.Tap, took time.Duration) *big.Int {
+// cost returns what a usage that a tap has counted costs, in atomic units.
+func (v *visit) cost(tap *meter.Tap, usage *meter.Usage, took time.Duration) *big.Int {
 	if problem := tap.Problem(); problem != "" {
 		v.log().Warn("not everything of an answer could be counted", "payment", v.sale.Payment, "problem", problem)
 	}
-	usage := tap.Usage()
-	return v.tariff.Charge(&usage, took, v.offer.Amount.Big())
+	return v.tariff.Charge(usage, took, v.offer.Amount.Big())
 }
