@@ -51,7 +51,7 @@ func init() {
 //		}
 //		facilitator embedded | http <url> { ... }
 //		ledger badger [<path>] | postgres {env.NAME} { … } | memory [<name>]
-//		settle    held | first | optimistic
+//		settle    held | first | optimistic | metered
 //		until     submitted | included | <blocks> | safe | finalized
 //		until     { under <amount> <finality>; otherwise <finality> }
 //		exposure  <total> [per_payer <amount>]
@@ -217,15 +217,17 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 
 // parsePaywall reads the directive:
 //
-//	x402 [<matcher>] [<price>] [<description>] {
+//	x402 [<matcher>] [[upto] <price>] [<description>] {
 //		pay_to      <address>
 //		network     <name>
 //		token       <symbol or address>
-//		scheme      exact
+//		scheme      exact | upto
+//		price       [upto] <price>
 //		timeout     <duration>
 //		description <text>
 //		mime_type   <type>
-//		settle      held | first | optimistic
+//		settle      held | first | optimistic | metered
+//		charge      { base <price>; per … ; header <name> }
 //		until       submitted | included | <blocks> | safe | finalized
 //		until       { under <amount> <finality>; otherwise <finality> }
 //		exposure    <total> [per_payer <amount>]
@@ -239,16 +241,17 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		max_body    <size>
 //		retry_unsafe
 //		offer {
-//			price   <price>
+//			price   [upto] <price>
 //			network <name>
 //			token   <symbol or address>
 //			pay_to  <address>
-//			scheme  exact
+//			scheme  exact | upto
 //			timeout <duration>
 //		}
 //	}
 //
-// The price can be left out where every offer has one.
+// The price can be left out where every offer has one. After upto it is a
+// maximum, of which the block charge, see Charge, says what is taken.
 func parsePaywall(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	p := &Paywall{}
 	if err := p.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -262,8 +265,14 @@ func (p *Paywall) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	p.where.note(d, "")
 	if d.NextArg() {
-		p.Price = d.Val()
 		p.where.note(d, "price")
+		if d.Val() == string(payment.Upto) {
+			p.Scheme = d.Val()
+			if !d.NextArg() {
+				return d.Err("after upto comes the maximum, such as: upto $0.05")
+			}
+		}
+		p.Price = d.Val()
 		if strings.Contains(p.Price, ".") && strings.Trim(p.Price, "0123456789.") == "" {
 			return d.Errf("the price %s has no unit: write $%s, or \"%s USDC\" in quotes", p.Price, p.Price, p.Price)
 		}
@@ -292,10 +301,16 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return err
 	}
 	switch setting := d.Val(); setting {
-	case "settle", "until", "exposure":
+	case "settle", "until", "exposure", "charge":
 		p.where.note(d, setting)
 	}
 	switch d.Val() {
+	case "charge":
+		if p.Charge != nil {
+			return d.Err("charge is given twice")
+		}
+		p.Charge = &Charge{}
+		return p.Charge.parse(d)
 	case "description":
 		return text(d, &p.Description)
 	case "mime_type":
@@ -328,7 +343,7 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return p.parseOffer(d)
 	}
 	return unknown(d, "x402", append(slices.Clip(offerSettings[1:]),
-		"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "offer")...)
+		"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "charge", "offer")...)
 }
 
 func (p *Paywall) parseOffer(d *caddyfile.Dispenser) error {
@@ -350,6 +365,25 @@ func (p *Paywall) parseOffer(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// parsePrice reads "price [upto] <price>".
+func (o *Offer) parsePrice(d *caddyfile.Dispenser) error {
+	if o.Price != "" {
+		return d.Err("price is given twice")
+	}
+	words := d.RemainingArgs()
+	if len(words) > 0 && words[0] == string(payment.Upto) {
+		if o.Scheme != "" && o.Scheme != words[0] {
+			return d.Errf("the price is upto a maximum, and the scheme is %s", o.Scheme)
+		}
+		o.Scheme, words = words[0], words[1:]
+	}
+	if len(words) != 1 || words[0] == "" {
+		return d.Err("price needs one value: write price $0.01, price \"0.01 USDC\", or price upto $0.05")
+	}
+	o.Price = words[0]
+	return nil
+}
+
 // parse reads one setting of an offer; ok is false if it is none.
 func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 	if slices.Contains(offerSettings, d.Val()) {
@@ -357,7 +391,7 @@ func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 	}
 	switch d.Val() {
 	case "price":
-		return true, text(d, &o.Price)
+		return true, o.parsePrice(d)
 	case "pay_to":
 		return true, text(d, &o.PayTo)
 	case "network":

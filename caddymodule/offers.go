@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,7 +16,8 @@ import (
 // route, and what neither says from the app.
 type Offer struct {
 	// The price: "$0.01", "0.01 USDC", or atomic units in plain digits. It
-	// is never rounded: one that is finer than the token is refused.
+	// is never rounded: one that is finer than the token is refused. With the
+	// scheme "upto" it is the maximum.
 	Price string `json:"price,omitempty"`
 
 	// The network that is paid on. Default: the app's first one.
@@ -29,7 +31,8 @@ type Offer struct {
 	// configuration is loaded. Default: the app's.
 	PayTo string `json:"pay_to,omitempty"`
 
-	// How money moves. Default and only choice: "exact".
+	// How money moves: "exact", or "upto" where the price is a maximum and the
+	// route's charge says what is taken of it. Default: "exact".
 	Scheme string `json:"scheme,omitempty"`
 
 	// How long the payer's authorization must stay valid, in whole seconds.
@@ -64,8 +67,9 @@ func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	if o.Timeout == 0 {
 		o.Timeout = caddy.Duration(payment.DefaultTimeout)
 	}
-	if payment.Scheme(o.Scheme) != payment.Exact {
-		return payment.Offer{}, about("scheme", fmt.Errorf("scheme %q is not settled here: write exact", o.Scheme))
+	scheme := payment.Scheme(o.Scheme)
+	if scheme != payment.Exact && scheme != payment.Upto {
+		return payment.Offer{}, about("scheme", fmt.Errorf("scheme %q is not settled here: write exact or upto", o.Scheme))
 	}
 	network, err := a.networkOf(o.Network)
 	if err != nil {
@@ -92,7 +96,10 @@ func (a *App) build(o Offer, until payment.Finality) (payment.Offer, error) {
 	if payTo, err = payment.ParseAddress(network, payTo); err != nil {
 		return payment.Offer{}, about("pay_to", fmt.Errorf("pay_to: %w", err))
 	}
-	offer := payment.Offer{Scheme: payment.Exact, Amount: price, PayTo: payTo, Timeout: time.Duration(o.Timeout), Until: until}
+	offer := payment.Offer{Scheme: scheme, Amount: price, PayTo: payTo, Timeout: time.Duration(o.Timeout), Until: until}
+	if scheme == payment.Upto {
+		offer.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"permit2"`)} // facilitatorAddress is added when it is known
+	}
 	return offer, about("price", offer.Check())
 }
 

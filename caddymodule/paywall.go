@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
@@ -35,7 +36,8 @@ func init() {
 //
 //   - {http.x402.paid} is true once the money has moved
 //   - {http.x402.payer} is who pays
-//   - {http.x402.amount} is the price in atomic units of the token
+//   - {http.x402.amount} is the price in atomic units of the token; once the
+//     money has moved, what was charged
 //   - {http.x402.token} is the token's address
 //   - {http.x402.network} is the network's CAIP-2 name
 //   - {http.x402.transaction} is the hash of the settlement
@@ -58,8 +60,11 @@ type Paywall struct {
 	// The media type of what is sold, such as "application/json".
 	MimeType string `json:"mime_type,omitempty"`
 
-	// When the money moves: "held", "first" or "optimistic". Default: the
-	// app's.
+	// What is charged where the scheme is "upto".
+	Charge *Charge `json:"charge,omitempty"`
+
+	// When the money moves: "held", "first", "optimistic" or "metered".
+	// Default: the app's.
 	Settle string `json:"settle,omitempty"`
 
 	// How final the settlement must be before the answer goes out. Default:
@@ -70,7 +75,7 @@ type Paywall struct {
 	UntilByAmount []UntilStep `json:"until_by_amount,omitempty"`
 
 	// What may be handed out before the money has moved, where settle is
-	// "optimistic". It is counted over all routes together. Default: the
+	// "optimistic" or "metered". It is counted over all routes together. Default: the
 	// app's.
 	Exposure *Exposure `json:"exposure,omitempty"`
 
@@ -109,8 +114,10 @@ type Paywall struct {
 	// such as POST, when its first answer was lost. Default: false.
 	RetryUnsafe bool `json:"retry_unsafe,omitempty"`
 
-	app   *App
-	route *till.Route
+	app       *App
+	route     *till.Route
+	challenge payment.Challenge // of the route
+	upto      *uptoChallenge
 }
 
 // CaddyModule returns the Caddy module information.
@@ -124,7 +131,7 @@ func (p *Paywall) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	p.app = app.(*App)
+	p.app, p.upto = app.(*App), &uptoChallenge{}
 	if p.route, err = p.build(); err != nil {
 		return err
 	}
@@ -141,8 +148,8 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, about("settle", err)
 	}
-	if m == till.Optimistic && whole.Exposure == nil {
-		return nil, about("settle", errors.New("settle optimistic hands out before it is paid: say how much may be lost with \"exposure <total> per_payer <amount>\""))
+	if (m == till.Optimistic || m == till.Metered) && whole.Exposure == nil {
+		return nil, about("settle", errors.New("settle "+string(m)+" hands out before it is paid: say how much may be lost with \"exposure <total> per_payer <amount>\""))
 	}
 	if err := checkUntil(whole.Until, whole.UntilByAmount); err != nil {
 		return nil, about("until", err)
@@ -156,12 +163,20 @@ func (p *Paywall) build() (*till.Route, error) {
 	}
 	challenge := payment.Challenge{Description: p.Description, MimeType: p.MimeType}
 	caps := map[payment.Token]ledger.Caps{}
+	tariffs := map[payment.Token]*meter.Tariff{}
 	for i, o := range offers {
 		offer, err := p.offer(whole, o)
-		if err == nil && m == till.Optimistic {
-			token := offer.Amount.Token()
+		token := offer.Amount.Token()
+		if err == nil && (m == till.Optimistic || m == till.Metered) {
 			caps[token], err = whole.Exposure.in(token)
 			err = about("exposure", err)
+		}
+		if err == nil && offer.Scheme == payment.Upto && p.Charge != nil {
+			tariffs[token], err = p.Charge.tariff(offer.Amount)
+			err = about("charge", err)
+		}
+		if c := caps[token].Total; err == nil && m == till.Metered && offer.Scheme == payment.Upto && c.Cmp(offer.Amount.Big()) < 0 {
+			err = about("exposure", fmt.Errorf("exposure: the total is less than one maximum of %s, so nothing could be handed out", offer.Amount))
 		}
 		if err != nil && len(offers) > 1 {
 			err = &settingError{i, settingOf(err), fmt.Errorf("offer %d: %w", i+1, err)}
@@ -171,6 +186,10 @@ func (p *Paywall) build() (*till.Route, error) {
 		}
 		challenge.Offers = append(challenge.Offers, offer)
 	}
+	if err := p.checkUpto(string(m), challenge.Offers); err != nil {
+		return nil, err
+	}
+	p.challenge = challenge
 	prepared, err := challenge.Prepare()
 	if err != nil {
 		return nil, err
@@ -179,7 +198,7 @@ func (p *Paywall) build() (*till.Route, error) {
 		Challenge: prepared, Offers: challenge.Offers, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
-		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps,
+		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Tariffs: tariffs,
 	}, nil
 }
 
@@ -250,9 +269,14 @@ func (p *Paywall) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return nil
 	}
 	defer e.release()
+	route := p.current(r.Context(), e)
+	if route == nil {
+		unpriced(w)
+		return nil
+	}
 	var upstream error
 	placeholders := publish(r.Context())
-	sale, err := e.till.Serve(failpoint.Writer(w), r, p.route, func(w http.ResponseWriter, up *http.Request, s *till.Sale) error {
+	sale, err := e.till.Serve(failpoint.Writer(w), r, route, func(w http.ResponseWriter, up *http.Request, s *till.Sale) error {
 		placeholders.sale = s
 		upstream = next.ServeHTTP(w, onto(r, up))
 		return upstream

@@ -1,6 +1,7 @@
 package till
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/big"
@@ -20,9 +21,11 @@ const (
 	// far. After a crash the last note is what is charged.
 	checkpoint = time.Second
 
-	// meterPiece is how much is passed on at a time, in bytes: what is handed
-	// over beyond the maximum is less.
+	// meterPiece is how much is passed on at a time, in bytes, and meterStep
+	// how much of it is counted at a time where there are no events. What is
+	// handed over beyond the maximum is less than that, or one event.
 	meterPiece = 32 << 10
+	meterStep  = 2 << 10
 
 	// meterFlush is how many bytes may wait in the server for more of them: as
 	// many as it keeps at least (net/http, bufferBeforeChunkingSize). So it is
@@ -411,8 +414,8 @@ func (w *meterWriter) Write(b []byte) (int, error) {
 		if err := w.open(); err != nil {
 			return written, err
 		}
-		n, err := w.w.Write(b[written:min(written+meterPiece, len(b))])
-		flush := w.count(b[written : written+n])
+		n, flush := w.count(b[written:min(written+meterPiece, len(b))])
+		n, err := w.w.Write(b[written : written+n])
 		written += n
 		if err != nil {
 			return written, err
@@ -442,18 +445,46 @@ func (w *meterWriter) open() error {
 	return w.stopped
 }
 
-// count counts what has been passed on. Where that has used up the maximum,
-// nothing may follow it; what ends there is whole. flush reports that it must
-// leave now: there is much of it, or a checkpoint waits for it.
-func (w *meterWriter) count(b []byte) (flush bool) {
+// count counts what is about to be passed on, up to where it has used up the
+// maximum: nothing may follow that, and what ends there is whole. flush reports
+// that it must leave at once: there is much of it, or a checkpoint waits for it.
+func (w *meterWriter) count(b []byte) (n int, flush bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.head {
-		_, _ = w.tap.Write(b) // never fails
+	if w.head {
+		return len(b), false
 	}
-	usage := w.tap.Usage()
-	w.spent = w.v.tariff.Spent(&usage, w.took(), w.v.offer.Amount.Big())
-	return w.overdue || usage.Bytes-w.flushed.Bytes >= meterFlush
+	most := w.v.offer.Amount.Big()
+	for !w.spent && n < len(b) {
+		step := w.step(b[n:])
+		_, _ = w.tap.Write(b[n : n+step]) // never fails
+		n += step
+		usage := w.tap.Usage()
+		w.spent = w.v.tariff.Spent(&usage, w.took(), most)
+	}
+	return n, w.overdue || w.tap.Usage().Bytes-w.flushed.Bytes >= meterFlush
+}
+
+// step returns how many of some bytes are counted at a time.
+func (w *meterWriter) step(b []byte) int {
+	if !w.events {
+		return min(meterStep, len(b))
+	}
+	for i := 0; i < len(b); i++ { // up to the end of an event
+		next := bytes.IndexByte(b[i:], '\n')
+		if next < 0 {
+			break
+		}
+		i += next
+		rest := b[i+1:]
+		if len(rest) > 0 && rest[0] == '\n' {
+			return i + 2
+		}
+		if len(rest) > 1 && rest[0] == '\r' && rest[1] == '\n' {
+			return i + 3
+		}
+	}
+	return len(b)
 }
 
 // Flush implements http.Flusher.

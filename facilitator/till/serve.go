@@ -2,7 +2,9 @@ package till
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -77,6 +79,7 @@ func (v *visit) pay() error {
 	v.offer = &offer
 	if offer.Scheme == payment.Upto {
 		v.tariff = v.route.Tariffs[offer.Amount.Token()]
+		pin(&offer, v.payment)
 	}
 	identity, err := facilitator.Identify(v.payment, v.offer)
 	if err != nil {
@@ -108,6 +111,21 @@ func (v *visit) pay() error {
 			return v.inProgress()
 		}
 	}
+}
+
+// pin puts the account that a payer lets settle a payment by upto into the
+// offer, where the route leaves it open. It has been offered some time, by a
+// facilitator that may name another one by now, and that refuses all but its
+// own.
+func pin(o *payment.Offer, p *payment.Payment) {
+	const name = "facilitatorAddress"
+	if _, pinned := o.Extra[name]; pinned || p.Accepted == nil || p.Accepted.Extra[name] == nil {
+		return
+	}
+	if o.Extra = maps.Clone(o.Extra); o.Extra == nil {
+		o.Extra = map[string]json.RawMessage{}
+	}
+	o.Extra[name] = p.Accepted.Extra[name]
 }
 
 // waiting returns a context that outlives the client and ends when this
