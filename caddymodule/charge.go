@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/tollgate402/tollgate/facilitator/till/meter"
+	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 )
 
@@ -289,6 +290,14 @@ func parseEstimate(words []string) (*Estimate, bool) {
 func pieces(s string) (uint64, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return n, err == nil && n > 0
+}
+
+// covers checks that caps allow one answer that can cost most.
+func covers(c ledger.Caps, most payment.Amount) error {
+	if c.Total.Cmp(most.Big()) < 0 || c.PerPayer != nil && c.PerPayer.Cmp(most.Big()) < 0 {
+		return fmt.Errorf("exposure: it is less than one maximum of %s, so nothing could be handed out", most)
+	}
+	return nil
 }
 
 // checkUpto checks that what a route says about upto fits together.

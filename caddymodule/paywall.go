@@ -175,8 +175,8 @@ func (p *Paywall) build() (*till.Route, error) {
 			tariffs[token], err = p.Charge.tariff(offer.Amount)
 			err = about("charge", err)
 		}
-		if c := caps[token].Total; err == nil && m == till.Metered && offer.Scheme == payment.Upto && c.Cmp(offer.Amount.Big()) < 0 {
-			err = about("exposure", fmt.Errorf("exposure: the total is less than one maximum of %s, so nothing could be handed out", offer.Amount))
+		if err == nil && m == till.Metered && offer.Scheme == payment.Upto {
+			err = about("exposure", covers(caps[token], offer.Amount))
 		}
 		if err != nil && len(offers) > 1 {
 			err = &settingError{i, settingOf(err), fmt.Errorf("offer %d: %w", i+1, err)}

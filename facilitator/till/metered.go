@@ -232,6 +232,7 @@ func (v *visit) uncharged(r *ledger.Record, cause error) {
 			return ledger.ErrStale
 		}
 		now.Delivery, now.Reason = ledger.Undelivered, cause.Error()
+		now.Charge = v.offer.Amount.Units() // as it was claimed: no checkpoint counts any more
 		return now.To(ledger.Released)
 	})
 	if err != nil && !errors.Is(err, ledger.ErrStale) {

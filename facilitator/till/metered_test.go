@@ -738,3 +738,100 @@ func TestWhatIsNotSentIsNotCharged(t *testing.T) {
 	}
 	m.wantCharged(n, "3")
 }
+
+// A process that finds the payment of another one's stream leaves it alone for
+// as long as that may be alive.
+func TestOtherProcessesLeaveStreamsAlone(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t, till.Metered, perEvent(t))
+	m.offers(func(r *till.Route) { r.Deadline = 100 * time.Millisecond })
+	m.till.Stop()
+	use := m.processes(2, nil)
+	use(0)
+	streaming, end := make(chan struct{}), make(chan struct{})
+	m.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+		if err := events(w, 1); err != nil {
+			return err
+		}
+		close(streaming)
+		<-end
+		return events(w, 1)
+	})
+	n := m.permit()
+	answered := make(chan error)
+	go func() { // ends with the stream
+		_, err := m.try(t.Context(), "GET", "/", "", n.purse)
+		answered <- err
+	}()
+	<-streaming
+	use(1)
+	for range 3 {
+		if err := m.till.Tend(t.Context()); err != nil {
+			t.Error(err)
+		}
+		m.wantPending(m.ask("GET", "/", "", n.purse), payment.V2)
+	}
+	if r := m.stored(n); r.State != ledger.Executing || m.fake.Calls() != 0 {
+		t.Errorf("the payment is %s, after %d calls", r.State, m.fake.Calls())
+	}
+	m.clock.Add(3600) // its lease has passed: it counts as dead
+	if err := m.till.Tend(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r := m.await(n, ledger.Settled)
+	close(end)
+	if err := <-answered; err == nil {
+		t.Error("a stream that somebody else has settled goes on to its end")
+	}
+	m.wantCharged(n, r.Charge)
+	if r.Charge != "0" && r.Charge != "110" {
+		t.Errorf("charged %s", r.Charge)
+	}
+	m.want(1, 1)
+}
+
+// Whoever cancels a permit that was given back gets nothing for it.
+func TestCancelledPermitsBuyNothing(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []till.Mode{till.Held, till.Metered} {
+		t.Run(string(mode), func(t *testing.T) {
+			m := openMetered(t, mode, perByte())
+			m.sells(fails)
+			n := m.permit()
+			_ = m.ask("GET", "/", "", n.purse)
+			m.wantUncharged(n)
+			if got := m.stored(n).Charge; got != "1000" {
+				t.Errorf("what was given back is charged %s", got)
+			}
+			m.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+				fmt.Fprint(w, "goods")
+				return nil
+			})
+			m.fake.Verifying = func(context.Context) error { return payment.Invalid(payment.EVMNonceUsed, "cancelled") }
+			m.poor.Store(true) // as the chain has it
+			if a := m.ask("GET", "/", "", n.purse); a.status != http.StatusPaymentRequired && a.status != http.StatusServiceUnavailable || strings.Contains(a.body, "goods") {
+				t.Errorf("%d %q", a.status, a.body)
+			}
+			m.want(0, 1)
+		})
+	}
+}
+
+// The same where the answer that could not be settled had cost nothing.
+func TestCancelledPermitsOfFreeAnswersBuyNothing(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t, till.Held, perByte())
+	m.sells(func(http.ResponseWriter, *http.Request, *till.Sale) error { return nil })
+	n := m.permit()
+	m.poor.Store(true)
+	_ = m.ask("GET", "/", "", n.purse)
+	if got := m.await(n, ledger.Released).Charge; got != "0" {
+		t.Fatalf("charged %s", got)
+	}
+	m.poor.Store(false)
+	m.fake.Verifying = func(context.Context) error { return payment.Invalid(payment.EVMNonceUsed, "cancelled") }
+	if a := m.ask("GET", "/", "", n.purse); a.status != http.StatusPaymentRequired {
+		t.Errorf("%d %q", a.status, a.body)
+	}
+	m.want(0, 1)
+}

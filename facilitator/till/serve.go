@@ -195,7 +195,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 			}
 			return v.known(ctx, now)
 		}
-		if released != nil && v.same(released) && used(err) {
+		if released != nil && v.same(released) && used(err) && released.Charge != nothing {
 			return v.landed(ctx, released, err)
 		}
 		return v.settleProblem(err)
