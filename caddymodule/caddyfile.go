@@ -310,7 +310,7 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 			return d.Err("charge is given twice")
 		}
 		p.Charge = &Charge{}
-		return p.Charge.parse(d)
+		return p.Charge.parse(d, &p.where)
 	case "description":
 		return text(d, &p.Description)
 	case "mime_type":

@@ -112,17 +112,18 @@ func (c *Charge) tariff(most payment.Amount) (*meter.Tariff, error) {
 	if c.Base != "" {
 		base, err := payment.ParsePrice(c.Base, token)
 		if err != nil {
-			return nil, fmt.Errorf("charge base: %w", err)
+			return nil, about("charge base", fmt.Errorf("charge base: %w", err))
 		}
 		if base.Cmp(most) > 0 {
-			return nil, fmt.Errorf("charge: the base %s is more than the maximum %s", base, most)
+			return nil, about("charge base", fmt.Errorf("charge: the base %s is more than the maximum %s", base, most))
 		}
 		t.Base = new(big.Rat).SetInt(base.Big())
 	}
-	for _, r := range c.Per {
+	for i := range c.Per {
+		r := &c.Per[i]
 		rate, err := r.rate(token)
 		if err != nil {
-			return nil, fmt.Errorf("charge per %s: %w", r.Of, err)
+			return nil, about(chargePer(i), fmt.Errorf("charge per %s: %w", r.Of, err))
 		}
 		t.Rates = append(t.Rates, rate)
 	}
@@ -201,8 +202,12 @@ func checkPriceHeader(name string) error {
 	return nil
 }
 
-// parse reads the block that the type describes.
-func (c *Charge) parse(d *caddyfile.Dispenser) error {
+// chargePer names a line of a charge that begins with per, counted from 0, for
+// the places of a Caddyfile.
+func chargePer(i int) string { return "charge per " + strconv.Itoa(i) }
+
+// parse reads the block that the type describes, and notes where it says what.
+func (c *Charge) parse(d *caddyfile.Dispenser, where *places) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
@@ -213,11 +218,13 @@ func (c *Charge) parse(d *caddyfile.Dispenser) error {
 			if c.Base != "" {
 				return d.Err("base is given twice")
 			}
+			where.note(d, "charge base")
 			if c.Base = strings.Join(d.RemainingArgs(), " "); c.Base == "" {
 				return d.Err("base needs a price, such as: base $0.0001")
 			}
 		case "per":
 			var r Rate
+			where.note(d, chargePer(len(c.Per)))
 			err = r.parse(d)
 			c.Per = append(c.Per, r)
 		case "header":

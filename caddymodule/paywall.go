@@ -172,8 +172,9 @@ func (p *Paywall) build() (*till.Route, error) {
 			err = about("exposure", err)
 		}
 		if err == nil && offer.Scheme == payment.Upto && p.Charge != nil {
-			tariffs[token], err = p.Charge.tariff(offer.Amount)
-			err = about("charge", err)
+			if tariffs[token], err = p.Charge.tariff(offer.Amount); err != nil && settingOf(err) == "" {
+				err = about("charge", err)
+			}
 		}
 		if err == nil && m == till.Metered && offer.Scheme == payment.Upto {
 			err = about("exposure", covers(caps[token], offer.Amount))

@@ -112,5 +112,8 @@ func (v *visit) cost(tap *meter.Tap, usage *meter.Usage, took time.Duration) *bi
 	if problem := tap.Problem(); problem != "" {
 		v.log().Warn("not everything of an answer could be counted", "payment", v.sale.Payment, "problem", problem)
 	}
+	if usage.Said == nil && v.tariff.Base == nil && len(v.tariff.Rates) == 0 {
+		v.log().Error("nothing is charged: the upstream has not said what its answer costs, and the tariff has nothing else", "payment", v.sale.Payment, "header", v.tariff.Header)
+	}
 	return v.tariff.Charge(usage, took, v.offer.Amount.Big())
 }
