@@ -56,8 +56,8 @@ type App struct {
 
 	// When a route without a setting of its own settles: "held" (the
 	// upstream's answer waits for the money), "first" (the upstream waits
-	// for it) or "optimistic" (nothing waits, within the exposure). Default:
-	// "held".
+	// for it), "optimistic" (nothing waits, within the exposure) or "metered"
+	// (streams are charged for what they have delivered). Default: "held".
 	Settle string `json:"settle,omitempty"`
 
 	// How final a settlement must be for a route without a setting of its
@@ -68,7 +68,7 @@ type App struct {
 	// The same by amount, in place of until.
 	UntilByAmount []UntilStep `json:"until_by_amount,omitempty"`
 
-	// What routes that settle optimistically may hand out before the money
+	// What routes that settle optimistically, or by meter, may hand out before the money
 	// has moved, in all: instances that share a ledger count together.
 	// Default: nothing.
 	Exposure *Exposure `json:"exposure,omitempty"`
@@ -533,10 +533,10 @@ func mode(s string) (till.Mode, error) {
 	switch m := till.Mode(s); m {
 	case "":
 		return till.Held, nil
-	case till.Held, till.First, till.Optimistic:
+	case till.Held, till.First, till.Optimistic, till.Metered:
 		return m, nil
 	}
-	return "", fmt.Errorf("settle %q is not known: write held (the answer waits for the money), first (the upstream waits for it) or optimistic (nothing waits, and losses are possible)", s)
+	return "", fmt.Errorf("settle %q is not known: write held (the answer waits for the money), first (the upstream waits for it), optimistic (nothing waits, and losses are possible) or metered (streams are charged for what they have delivered)", s)
 }
 
 var (

@@ -53,7 +53,7 @@ func init() {
 //		}
 //		facilitator embedded | http <url> { ... }
 //		ledger badger [<path>] | postgres {env.NAME} { … } | memory [<name>]
-//		settle    held | first | optimistic
+//		settle    held | first | optimistic | metered
 //		until     submitted | included | <blocks> | safe | finalized
 //		until     { under <amount> <finality>; otherwise <finality> }
 //		exposure  <total> [per_payer <amount>]
@@ -242,8 +242,8 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 
 // parsePaywall reads the directive:
 //
-//	x402 [<matcher>] [<price>] [<description>] {
-//		price       <price>
+//	x402 [<matcher>] [[upto] <price>] [<description>] {
+//		price       [upto] <price>
 //		price       expression <cel>
 //		max_price   <price>
 //		pay_to      <address>
@@ -255,7 +255,8 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		timeout     <duration>
 //		description <text>
 //		mime_type   <type>
-//		settle      held | first | optimistic
+//		settle      held | first | optimistic | metered
+//		charge      { base <price>; per … ; header <name> }
 //		until       submitted | included | <blocks> | safe | finalized
 //		until       { under <amount> <finality>; otherwise <finality> }
 //		exposure    <total> [per_payer <amount>]
@@ -273,7 +274,7 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		siwx        <duration>
 //		discover    off | { … }  # see docs/extensions.md
 //		offer {
-//			price   <price>
+//			price   [upto] <price>
 //			price   expression <cel>
 //			max_price <price>
 //			network <name>
@@ -288,7 +289,8 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //
 // The price can be left out where every offer has one. One with placeholders in
 // it, such as {vars.price}, is computed for each request, and so is that of an
-// expression; either needs a max_price.
+// expression; either needs a max_price. After upto it is a maximum, of which
+// the block charge, see Charge, says what is taken.
 func parsePaywall(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	p := &Paywall{}
 	if err := p.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -302,8 +304,14 @@ func (p *Paywall) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	p.where.note(d, "")
 	if d.NextArg() {
-		p.Price = d.Val()
 		p.where.note(d, "price")
+		if d.Val() == string(payment.Upto) {
+			p.Scheme = d.Val()
+			if !d.NextArg() {
+				return d.Err("after upto comes the maximum, such as: upto $0.05")
+			}
+		}
+		p.Price = d.Val()
 		if strings.Contains(p.Price, ".") && strings.Trim(p.Price, "0123456789.") == "" {
 			return d.Errf("the price %s has no unit: write $%s, or \"%s USDC\" in quotes", p.Price, p.Price, p.Price)
 		}
@@ -336,10 +344,16 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return p.Extensions.parse(d)
 	}
 	switch setting := d.Val(); setting {
-	case "settle", "until", "exposure":
+	case "settle", "until", "exposure", "charge":
 		p.where.note(d, setting)
 	}
 	switch d.Val() {
+	case "charge":
+		if p.Charge != nil {
+			return d.Err("charge is given twice")
+		}
+		p.Charge = &Charge{}
+		return p.Charge.parse(d, &p.where)
 	case "description":
 		return text(d, &p.Description)
 	case "mime_type":
@@ -374,7 +388,7 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return p.parseOffer(d)
 	}
 	return unknown(d, "x402", slices.Concat(offerSettings,
-		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "offer"},
+		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "charge", "offer"},
 		extensionSettings)...)
 }
 

@@ -47,33 +47,37 @@ func (a *App) moving(o Offer, offer payment.Offer) (payment.Offer, error) {
 	}
 	offer.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"permit2"`)}
 	if offer.Scheme == payment.Upto {
-		lane, err := a.settlesUpto(o, offer.Network())
+		lane, known, err := a.settlesUpto(o, offer.Network())
 		if err != nil {
 			return offer, err
 		}
-		offer.Extra["facilitatorAddress"] = json.RawMessage(`"` + lane.Hex() + `"`)
+		if known {
+			offer.Extra[facilitatorAddress] = json.RawMessage(`"` + lane.Hex() + `"`)
+		}
 	}
 	return offer, nil
 }
 
-// settlesUpto returns the account that payers by upto sign for. Where this
-// process settles it is the lane for what goes alone; another facilitator's has
-// to be written down.
-func (a *App) settlesUpto(o Offer, n payment.Network) (common.Address, error) {
+// facilitatorAddress is the member of an offer's extra that says who settles
+// upto.
+const facilitatorAddress = "facilitatorAddress"
+
+// settlesUpto returns the account that payers by upto sign for: where this
+// process settles the lane for what goes alone. Of a facilitator elsewhere it is
+// not known, unless it is written down, before it has been asked.
+func (a *App) settlesUpto(o Offer, n payment.Network) (lane common.Address, known bool, err error) {
 	if o.FacilitatorAddress != "" {
 		text, err := payment.ParseAddress(n, o.FacilitatorAddress)
 		if err != nil {
-			return common.Address{}, about("facilitator_address", fmt.Errorf("facilitator_address: %w", err))
+			return lane, false, about("facilitator_address", fmt.Errorf("facilitator_address: %w", err))
 		}
-		return common.HexToAddress(text), nil
+		return common.HexToAddress(text), true, nil
 	}
-	if a.remote != nil {
-		return common.Address{}, about("scheme", errors.New("upto is settled by one account, which payers sign for: add \"facilitator_address <address>\", which the facilitator names at /supported"))
+	own, ok := a.networks[n]
+	if a.remote != nil || !ok || len(own.lanes) == 0 { // lanes are not loaded while a Caddyfile is read
+		return lane, false, nil
 	}
-	if own, ok := a.networks[n]; ok && len(own.lanes) > 0 {
-		return own.lanes[len(own.lanes)-1].Address(), nil
-	}
-	return common.Address{1}, nil // lanes are not loaded while a Caddyfile is read, and missing ones are said elsewhere
+	return own.lanes[len(own.lanes)-1].Address(), true, nil
 }
 
 // factories reads which factories of wallets may be called, and how.

@@ -15,8 +15,9 @@ import (
 // route, and what neither says from the app.
 type Offer struct {
 	// The price: "$0.01", "0.01 USDC", or atomic units in plain digits. It
-	// is never rounded: one that is finer than the token is refused. A price
-	// with placeholders, such as "{vars.price}", is computed for each request.
+	// is never rounded: one that is finer than the token is refused. With the
+	// scheme "upto" it is the maximum. A price with placeholders, such as
+	// "{vars.price}", is computed for each request.
 	Price string `json:"price,omitempty"`
 
 	// A CEL expression that computes the price of a request, in place of
@@ -44,8 +45,8 @@ type Offer struct {
 	// configuration is loaded. Default: the app's.
 	PayTo string `json:"pay_to,omitempty"`
 
-	// How money moves: "exact" charges the price, "upto" at most the price.
-	// Default: "exact".
+	// How money moves: "exact", or "upto" where the price is a maximum and the
+	// route's charge says what is taken of it. Default: "exact".
 	Scheme string `json:"scheme,omitempty"`
 
 	// By what payers allow that: "eip3009", which tokens such as USDC have, or
@@ -56,7 +57,7 @@ type Offer struct {
 
 	// The account that payers by upto sign for, where somebody else settles:
 	// the one that the facilitator names at /supported. Default: a lane of the
-	// network.
+	// network, or what the facilitator says when it is asked.
 	FacilitatorAddress string `json:"facilitator_address,omitempty"`
 
 	// How long the payer's authorization must stay valid, in whole seconds.

@@ -51,8 +51,12 @@ func unpaidPage(description string) func(http.ResponseWriter, *http.Request, *ti
 		}
 		for i := range s.Offers {
 			o := &s.Offers[i]
+			price := o.Amount.String()
+			if o.Scheme == payment.Upto {
+				price = "at most " + price
+			}
 			data.Offers = append(data.Offers, unpaidOffer{
-				Price: o.Amount.String(), Network: o.Network().Title(), PayTo: o.PayTo, Token: o.Amount.Token().Address, PlayMoney: o.Network().Test(),
+				Price: price, Network: o.Network().Title(), PayTo: o.PayTo, Token: o.Amount.Token().Address, PlayMoney: o.Network().Test(),
 			})
 		}
 		var page bytes.Buffer

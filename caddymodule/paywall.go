@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
@@ -36,7 +38,8 @@ func init() {
 //   - {http.x402.paid} is true once the money has moved
 //   - {http.x402.signed_in} is true where the payer had paid before, and signed in
 //   - {http.x402.payer} is who pays
-//   - {http.x402.amount} is the price in atomic units of the token
+//   - {http.x402.amount} is the price in atomic units of the token; once the
+//     money has moved, what was charged
 //   - {http.x402.token} is the token's address
 //   - {http.x402.network} is the network's CAIP-2 name
 //   - {http.x402.transaction} is the hash of the settlement
@@ -59,8 +62,11 @@ type Paywall struct {
 	// The media type of what is sold, such as "application/json".
 	MimeType string `json:"mime_type,omitempty"`
 
-	// When the money moves: "held", "first" or "optimistic". Default: the
-	// app's.
+	// What is charged where the scheme is "upto".
+	Charge *Charge `json:"charge,omitempty"`
+
+	// When the money moves: "held", "first", "optimistic" or "metered".
+	// Default: the app's.
 	Settle string `json:"settle,omitempty"`
 
 	// How final the settlement must be before the answer goes out. Default:
@@ -71,7 +77,7 @@ type Paywall struct {
 	UntilByAmount []UntilStep `json:"until_by_amount,omitempty"`
 
 	// What may be handed out before the money has moved, where settle is
-	// "optimistic". It is counted over all routes together. Default: the
+	// "optimistic" or "metered". It is counted over all routes together. Default: the
 	// app's.
 	Exposure *Exposure `json:"exposure,omitempty"`
 
@@ -118,8 +124,10 @@ type Paywall struct {
 	// The extensions of protocol v2 that the route has.
 	Extensions
 
-	app   *App
-	route *till.Route
+	app       *App
+	route     *till.Route
+	challenge payment.Challenge // of the route
+	upto      *uptoChallenge    // nil where it is known who settles
 }
 
 // CaddyModule returns the Caddy module information.
@@ -137,6 +145,9 @@ func (p *Paywall) Provision(ctx caddy.Context) error {
 	if p.route, err = p.build(); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(p.route.Offers, unpinned) {
+		p.upto = &uptoChallenge{}
+	}
 	p.app.offers = append(p.app.offers, p.route.Offers...)
 	p.since = time.Now()
 	return nil
@@ -151,8 +162,8 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, about("settle", err)
 	}
-	if m == till.Optimistic && whole.Exposure == nil {
-		return nil, about("settle", errors.New("settle optimistic hands out before it is paid: say how much may be lost with \"exposure <total> per_payer <amount>\""))
+	if (m == till.Optimistic || m == till.Metered) && whole.Exposure == nil {
+		return nil, about("settle", errors.New("settle "+string(m)+" hands out before it is paid: say how much may be lost with \"exposure <total> per_payer <amount>\""))
 	}
 	if err := checkUntil(whole.Until, whole.UntilByAmount); err != nil {
 		return nil, about("until", err)
@@ -166,12 +177,21 @@ func (p *Paywall) build() (*till.Route, error) {
 	}
 	challenge := payment.Challenge{Description: p.Description, MimeType: p.MimeType}
 	caps := map[payment.Token]ledger.Caps{}
+	tariffs := map[payment.Token]*meter.Tariff{}
 	for i, o := range offers {
 		offer, err := p.offer(whole, o)
-		if err == nil && m == till.Optimistic {
-			token := offer.Amount.Token()
+		token := offer.Amount.Token()
+		if err == nil && (m == till.Optimistic || m == till.Metered) {
 			caps[token], err = whole.Exposure.in(token)
 			err = about("exposure", err)
+		}
+		if err == nil && offer.Scheme == payment.Upto && p.Charge != nil {
+			if tariffs[token], err = p.Charge.tariff(offer.Amount); err != nil && settingOf(err) == "" {
+				err = about("charge", err)
+			}
+		}
+		if err == nil && m == till.Metered && offer.Scheme == payment.Upto {
+			err = about("exposure", covers(caps[token], offer.Amount))
 		}
 		if err != nil && len(offers) > 1 {
 			err = &settingError{i, settingOf(err), fmt.Errorf("offer %d: %w", i+1, err)}
@@ -185,6 +205,10 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.checkUpto(string(m), challenge.Offers); err != nil {
+		return nil, err
+	}
+	p.challenge = challenge
 	prepared, err := challenge.Prepare()
 	if err != nil {
 		return nil, err
@@ -193,11 +217,14 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	if pricer != nil && p.app.remote != nil && slices.ContainsFunc(challenge.Offers, unpinned) {
+		return nil, about("price", errors.New("who settles upto must be known where the price is computed: add \"facilitator_address <address>\", which the facilitator names at /supported"))
+	}
 	return &till.Route{
 		Challenge: prepared, Offers: challenge.Offers, Pricer: pricer, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
-		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Extensions: extensions,
+		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Tariffs: tariffs, Extensions: extensions,
 	}, nil
 }
 
@@ -268,9 +295,14 @@ func (p *Paywall) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return nil
 	}
 	defer e.release()
+	route := p.current(r.Context(), e)
+	if route == nil {
+		unpriced(w)
+		return nil
+	}
 	var upstream error
 	placeholders := publish(r.Context())
-	sale, err := e.till.Serve(failpoint.Writer(w), r, p.route, func(w http.ResponseWriter, up *http.Request, s *till.Sale) error {
+	sale, err := e.till.Serve(failpoint.Writer(w), r, route, func(w http.ResponseWriter, up *http.Request, s *till.Sale) error {
 		placeholders.sale = s
 		upstream = next.ServeHTTP(w, onto(r, up))
 		return upstream

@@ -71,19 +71,31 @@ func wrapped(what string, err error) error {
 
 // parsePrice reads one of
 //
-//	price <price>
-//	price expression <cel>
+//	price [upto] <price>
+//	price [upto] expression <cel>
 func (o *Offer) parsePrice(d *caddyfile.Dispenser) error {
 	if o.Price != "" || o.PriceExpression != "" {
 		return d.Err("price is given twice")
 	}
-	if d.CountRemainingArgs() == 0 {
-		return d.Err("price needs a value")
+	const missing = "price needs one value: write price $0.01, price \"0.01 USDC\", or price upto $0.05"
+	if !d.NextArg() {
+		return d.Err(missing)
 	}
-	d.NextArg()
+	if d.Val() == string(payment.Upto) {
+		if o.Scheme != "" && o.Scheme != d.Val() {
+			return d.Errf("the price is upto a maximum, and the scheme is %s", o.Scheme)
+		}
+		o.Scheme = d.Val()
+		if !d.NextArg() {
+			return d.Err(missing)
+		}
+	}
 	if d.Val() != "expression" {
-		d.Prev()
-		return text(d, &o.Price)
+		if d.Val() == "" || d.CountRemainingArgs() > 0 {
+			return d.Err(missing)
+		}
+		o.Price = d.Val()
+		return nil
 	}
 	switch d.CountRemainingArgs() {
 	case 0:

@@ -171,7 +171,7 @@ func SettlementHeader(doc []byte) string { return encodeHeader(doc) }
 // the settlement; an *InvalidError when the facilitator says that it did not
 // settle; an *UnavailableError when it says that the settlement is pending;
 // or another error when the body is no such answer. o and charge are what was
-// asked for: an answer for another network is no answer.
+// asked for, charge as a maximum: an answer for another network is no answer.
 func DecodeSettlement(body []byte, o *Offer, charge Amount) (*Settlement, error) {
 	const what = "settle answer"
 	doc, err := strictjson.Parse(body, "", MaxBody)
@@ -207,7 +207,14 @@ func DecodeSettlement(body []byte, o *Offer, charge Amount) (*Settlement, error)
 	if n, err := ParseNetwork(spelled); err != nil || n != o.Network() {
 		return nil, Malformed(what, "network", "is not the network of the offer")
 	}
-	if s.Transaction == "" && !charge.Zero() {
+	// By upto it may be less than could have been charged. What makes no sense
+	// is passed over: it changes nothing about the money.
+	if text, ok, err := doc.OptionalText("amount"); err == nil && ok && o.Scheme == Upto {
+		if amount, err := ParseUnits(text, charge.token); err == nil && amount.Cmp(charge) < 0 {
+			s.Amount = amount
+		}
+	}
+	if s.Transaction == "" && !s.Amount.Zero() {
 		return nil, Malformed(what, "transaction", "is empty although money should have moved")
 	}
 	return s, nil

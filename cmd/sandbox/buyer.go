@@ -82,9 +82,11 @@ func (s *sandbox) pay(ctx context.Context) (*paidCall, error) {
 	if paid.code != http.StatusOK {
 		return nil, fmt.Errorf("the paid request was answered with %s: %s", paid.status, call.Body)
 	}
-	if call.Transaction, err = transactionOf(paid.header.Get(payment.HeaderResponse), &offer.Offer); err != nil {
+	settled, err := settlementOf(paid.header.Get(payment.HeaderResponse), &offer.Offer)
+	if err != nil {
 		return nil, err
 	}
+	call.Transaction = settled.Transaction
 	if s.hostile {
 		if err := bury(ctx, s.chain, call.Transaction); err != nil {
 			return nil, err
@@ -133,16 +135,12 @@ func get(ctx context.Context, url string, header http.Header) (*reply, error) {
 	return &reply{resp.StatusCode, resp.Status, resp.Header, string(body)}, err
 }
 
-func transactionOf(header string, o *payment.Offer) (string, error) {
+func settlementOf(header string, o *payment.Offer) (*payment.Settlement, error) {
 	doc, err := base64.StdEncoding.DecodeString(header)
 	if err != nil || !json.Valid(doc) {
-		return "", errors.New("the answer has no readable PAYMENT-RESPONSE")
+		return nil, errors.New("the answer has no readable PAYMENT-RESPONSE")
 	}
-	s, err := payment.DecodeSettlement(doc, o, o.Amount)
-	if err != nil {
-		return "", err
-	}
-	return s.Transaction, nil
+	return payment.DecodeSettlement(doc, o, o.Amount)
 }
 
 func (s *sandbox) balances(token payment.Token) (payer, seller string, err error) {

@@ -110,6 +110,11 @@ func run(ctx context.Context, o options) (err error) {
 	say("   The API answered: %s", call.Body)
 	say("4. The facilitator settled it in transaction %s.", call.Transaction)
 	say("")
+	if !s.hostile { // by which a settlement can take longer than anybody wants to watch
+		if err := s.tellChat(ctx, say); err != nil {
+			return fmt.Errorf("the paid stream failed: %w", err)
+		}
+	}
 	if !o.once {
 		say("Try it yourself, with play money that anybody may spend:")
 		say("  curl -i %s", s.paidURL())

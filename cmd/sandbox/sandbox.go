@@ -146,6 +146,7 @@ func (s *sandbox) serveUpstream(address string) error {
 		s.grants.Add(1)
 		writeJSON(w, map[string]int{"requests": 100})
 	})
+	mux.HandleFunc("GET /chat", s.chat)
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
 		s.grants.Add(1)
 		var body json.RawMessage

@@ -11,7 +11,7 @@ export const clients = {
 
 /** Who sells. By upto a seller charges its charge, in atomic units, or where it has none the whole price. */
 export const sellers = {
-  tollgate: { name: "Tollgate" },
+  tollgate: { name: "Tollgate", charge: 400n },
   express: { name: "@x402/express", folder: "v2", program: "express.mjs", charge: 400n },
   legacyExpress: { name: "x402-express", folder: "v1", program: "express.mjs" },
 };

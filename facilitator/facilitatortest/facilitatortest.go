@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"encoding/json"
 	"math/big"
 	"testing"
 	"time"
@@ -69,6 +70,11 @@ func Sign(t testing.TB, key *ecdsa.PrivateKey, a evm.Authorization, token paymen
 // sends a payment.
 func Header(t testing.TB, version int, o *payment.Offer, transfer *evm.Transfer) (name, value string) {
 	t.Helper()
+	return header(t, version, o, transfer.Encode())
+}
+
+func header(t testing.TB, version int, o *payment.Offer, payload json.RawMessage) (name, value string) {
+	t.Helper()
 	prepared, err := (&payment.Challenge{Offers: []payment.Offer{*o}}).Prepare()
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +87,7 @@ func Header(t testing.TB, version int, o *payment.Offer, transfer *evm.Transfer)
 	if err != nil || len(challenge.Offers) != 1 {
 		t.Fatalf("the challenge has offers %v, %v", challenge, err)
 	}
-	return challenge.Pay(&challenge.Offers[0], transfer.Encode()).Header()
+	return challenge.Pay(&challenge.Offers[0], payload).Header()
 }
 
 // Payment returns a payment as it is decoded from that header.

@@ -3,16 +3,16 @@ package facilitatortest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
-
-	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
 
-// A Fake is a facilitator in memory that believes every signature. It moves
-// the money of a payment at most once, as a chain does. The zero value works.
+// A Fake is a facilitator in memory that believes every signature, by EIP-3009
+// and by Permit2. It moves the money of a payment at most once, as a chain does.
+// The zero value works.
 type Fake struct {
 	// Verifying and Settling are called first, and Settled once the money has
 	// moved; what they return is the answer, unless it is nil. They may be nil.
@@ -24,6 +24,7 @@ type Fake struct {
 	mu    sync.Mutex
 	calls int                                 // guarded by mu: of Settle
 	moved map[payment.Key]*payment.Settlement // guarded by mu
+	asked map[payment.Key][]string            // guarded by mu: the charges that Settle was asked for, without repetitions
 }
 
 // Verify implements payment.Facilitator.
@@ -31,16 +32,16 @@ func (f *Fake) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer)
 	if err := hook(ctx, f.Verifying); err != nil {
 		return nil, err
 	}
-	t, key, err := read(p, o)
+	payer, key, err := read(p, o, o.Amount)
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.moved[key] != nil {
-		return nil, &payment.InvalidError{Reason: payment.EVMNonceUsed, Payer: t.From.Hex()}
+		return nil, &payment.InvalidError{Reason: payment.EVMNonceUsed, Payer: payer}
 	}
-	return &payment.Verification{Payer: t.From.Hex(), Key: key, Contract: f.Contract}, nil
+	return &payment.Verification{Payer: payer, Key: key, Contract: f.Contract}, nil
 }
 
 // Settle implements payment.Facilitator.
@@ -59,18 +60,22 @@ func (f *Fake) Settle(ctx context.Context, p *payment.Payment, o *payment.Offer,
 }
 
 func (f *Fake) move(p *payment.Payment, o *payment.Offer, charge payment.Amount) (*payment.Settlement, error) {
-	t, key, err := read(p, o)
+	payer, key, err := read(p, o, charge)
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.moved == nil {
-		f.moved = map[payment.Key]*payment.Settlement{}
+		f.moved, f.asked = map[payment.Key]*payment.Settlement{}, map[payment.Key][]string{}
+	}
+	if !slices.Contains(f.asked[key], charge.Units()) {
+		f.asked[key] = append(f.asked[key], charge.Units())
 	}
 	if f.moved[key] == nil {
-		f.moved[key] = &payment.Settlement{
-			Network: o.Network(), Transaction: fmt.Sprintf("0x%064x", len(f.moved)+1), Payer: t.From.Hex(), Amount: charge,
+		f.moved[key] = &payment.Settlement{Network: o.Network(), Payer: payer, Amount: charge}
+		if !charge.Zero() { // of nothing there is no transaction
+			f.moved[key].Transaction = fmt.Sprintf("0x%064x", len(f.moved))
 		}
 	}
 	return f.moved[key], nil
@@ -91,6 +96,14 @@ func (f *Fake) Transfers() int {
 	return len(f.moved)
 }
 
+// Charges returns what Settle was asked to charge for a payment and did not
+// refuse, in atomic units, each charge once.
+func (f *Fake) Charges(k payment.Key) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked[k])
+}
+
 // Calls returns how often Settle was called.
 func (f *Fake) Calls() int {
 	f.mu.Lock()
@@ -105,11 +118,17 @@ func hook(ctx context.Context, f func(context.Context) error) error {
 	return f(ctx)
 }
 
-func read(p *payment.Payment, o *payment.Offer) (*evm.Transfer, payment.Key, error) {
-	t, err := evm.Decode(p.Payload)
+// read returns who pays, and with what, if the payment lets charge be moved.
+func read(p *payment.Payment, o *payment.Offer, charge payment.Amount) (payer string, k payment.Key, err error) {
+	signed, err := evm.ReadInstrument(p, o)
 	if err != nil {
-		return nil, payment.Key{}, err
+		return "", k, err
+	}
+	if o.Scheme == payment.Upto { // of exact the tests decide
+		if err := signed.CheckCharge(charge.Big()); err != nil {
+			return "", k, err
+		}
 	}
 	id, _ := o.Network().ChainID()
-	return t, t.Key(id, common.HexToAddress(o.Amount.Token().Address)), nil
+	return signed.Payer.Hex(), signed.Key(id), nil
 }

@@ -57,12 +57,14 @@ func (v *visit) keep(ctx context.Context, claimed *ledger.Record, a *answer) err
 	return err
 }
 
-// executed notes that the upstream has answered the request that made a claim.
+// executed notes that the upstream has answered the request that made a claim,
+// and what claimed says that the answer costs.
 func executed(claimed *ledger.Record) func(*ledger.Record) error {
 	return func(r *ledger.Record) error {
 		if r.Claims != claimed.Claims {
 			return ledger.ErrStale // this request took longer than its lease
 		}
+		r.Charge = claimed.Charge // it is decided, and never changes again
 		return r.To(ledger.Executed)
 	}
 }

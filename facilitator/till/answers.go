@@ -163,12 +163,19 @@ func expose(h http.Header) {
 // answer has: the settlement, in both versions, in place of whatever the
 // upstream says about it, and what keeps it out of caches.
 func (v *visit) stamp(h http.Header) {
-	s := &payment.Settlement{Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.offer.Amount, Extensions: v.signedReceipt()}
 	strip(h)
-	h.Set(payment.HeaderResponse, payment.SettlementHeader(payment.EncodeSettlement(payment.V2, v.offer.Scheme, s)))
-	h.Set(payment.HeaderResponseV1, payment.SettlementHeader(payment.EncodeSettlement(payment.V1, v.offer.Scheme, s)))
+	v.settled(h)
 	expose(h)
 	uncacheable(h)
+}
+
+// settled sets what says, in both versions, that the sale is paid.
+func (v *visit) settled(h http.Header) {
+	s := &payment.Settlement{
+		Network: v.offer.Network(), Transaction: v.sale.Transaction, Payer: v.identity.Payer, Amount: v.sale.Amount, Extensions: v.signedReceipt(),
+	}
+	h.Set(payment.HeaderResponse, payment.SettlementHeader(payment.EncodeSettlement(payment.V2, v.offer.Scheme, s)))
+	h.Set(payment.HeaderResponseV1, payment.SettlementHeader(payment.EncodeSettlement(payment.V1, v.offer.Scheme, s)))
 }
 
 // stampPending puts on the headers of an answer that is handed over before

@@ -41,7 +41,7 @@ func (v *visit) repeatable() bool { return safe(v.r.Method) || v.route.RetryUnsa
 
 // close ends the entitlement of a payment that is exhausted, and answers it.
 func (v *visit) close(ctx context.Context, r *ledger.Record, why string) error {
-	if r.Delivery == ledger.Interrupted {
+	if r.Delivery == ledger.Interrupted || r.Charge == nothing {
 		v.mark(r, ledger.Delivered)
 		return v.used()
 	}
@@ -76,6 +76,10 @@ func (t *Till) giveUp(ctx context.Context, r *ledger.Record, why string) (ledger
 			return ledger.ErrStale
 		}
 		now.Delivery, now.Reason = ledger.Undeliverable, why
+		if now.Charge == nothing { // so nothing is owed
+			now.Delivery = ledger.Delivered
+			return nil
+		}
 		return due(now)
 	})
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/ledger"
 )
 
@@ -74,6 +75,9 @@ type heldWriter struct {
 	body     *spool
 	failed   error // why the answer cannot be held
 	ended    bool
+
+	tap     func(http.Header) *meter.Tap // returns what counts an answer with such a header, or nil
+	counted *meter.Tap                   // guarded by mu; nil until the status is written, or where nothing counts
 }
 
 // admit makes room for one held answer. Without room, or if the request wants
@@ -150,6 +154,9 @@ func (w *heldWriter) begin(status int) {
 		return
 	}
 	w.status, w.sent = status, w.header.Clone()
+	if w.tap != nil && status < 400 {
+		w.counted = w.tap(w.sent)
+	}
 	length := w.sent["Content-Length"]
 	if len(length) == 0 {
 		return
@@ -200,6 +207,9 @@ func (w *heldWriter) Write(b []byte) (int, error) {
 	}
 	n, err := w.body.Write(b)
 	w.written += int64(n)
+	if w.counted != nil {
+		_, _ = w.counted.Write(b[:n]) // never fails
+	}
 	if err != nil && !errors.Is(err, errNoRoom) {
 		err = &unheldError{errNoRoom.status, errNoRoom.reason, errNoRoom.message, err}
 	}
@@ -282,6 +292,14 @@ func (w *heldWriter) answer() *answer {
 		a.Header.Set("Content-Length", strconv.FormatInt(w.written, 10))
 	}
 	return a
+}
+
+// counter returns what has counted the answer, or nil. Nothing may be written
+// any more.
+func (w *heldWriter) counter() *meter.Tap {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.counted
 }
 
 // close frees what the answer takes.

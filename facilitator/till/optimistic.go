@@ -180,6 +180,12 @@ func (t *Till) collectOnce(ctx context.Context, k payment.Key) (done bool, err e
 	if done, err := t.covered(ctx, &r); done || err != nil {
 		return done, err
 	}
+	if r.Mode == string(Metered) && r.State == ledger.Executing {
+		ended, err := t.endStream(ctx, &r)
+		if err != nil || !ended {
+			return err == nil, err // Tend looks again
+		}
+	}
 	asked, cancel := context.WithTimeout(ctx, defaultDeadline)
 	defer cancel()
 	refusal := t.settleStored(asked, &r)
@@ -221,7 +227,11 @@ func (t *Till) settleStored(ctx context.Context, r *ledger.Record) error {
 	if o.Until, err = payment.ParseFinality(r.Until); err != nil {
 		return fmt.Errorf("till: payment %s: %w", r.Key, err)
 	}
-	_, err = t.Facilitator.Settle(ctx, p, o, o.Amount)
+	charge, err := charged(r, o)
+	if err != nil {
+		return err
+	}
+	_, err = t.Facilitator.Settle(ctx, p, o, charge)
 	return err
 }
 

@@ -206,9 +206,9 @@ func (t *Till) signRefund(ctx context.Context, r *ledger.Record) (ledger.Record,
 	if err != nil {
 		return ledger.Record{}, fmt.Errorf("till: reading the stored authorization of payment %s: %w", r.Key, err)
 	}
-	charge, err := payment.ParseUnits(r.Charge, o.Amount.Token())
+	charge, err := charged(r, o)
 	if err != nil {
-		return ledger.Record{}, fmt.Errorf("till: the stored charge of payment %s %w", r.Key, err)
+		return ledger.Record{}, err
 	}
 	back := payment.Offer{
 		Scheme: payment.Exact, Amount: charge, PayTo: came.Payer.Hex(), Timeout: payment.DefaultTimeout,

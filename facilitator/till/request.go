@@ -89,6 +89,7 @@ func (v *visit) forUpstream(ctx context.Context) *http.Request {
 	up.Body = v.r.Body
 	up.Trailer = nil // no part of what is bound to the payment
 	strip(up.Header)
+	v.unprice(up.Header) // what a service repeats of a request must not set its price
 	up.Header.Set("X-402-Payer", v.identity.Payer)
 	up.Header.Set("X-402-Amount", v.offer.Amount.Units())
 	up.Header.Set("X-402-Token", v.offer.Amount.Token().Address)

@@ -2,12 +2,15 @@ package till
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/tollgate402/tollgate/facilitator"
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/extension"
@@ -28,8 +31,9 @@ type visit struct {
 	offer    *payment.Offer
 	lapsed   bool // the offer's price is not asked any more
 	identity facilitator.Identity
-	name     string    // that the payer gave the payment, or ""
-	until    time.Time // the end of all waiting for the chain; the upstream's time does not count
+	name     string        // that the payer gave the payment, or ""
+	tariff   *meter.Tariff // nil where the charge is the offer's amount
+	until    time.Time     // the end of all waiting for the chain; the upstream's time does not count
 }
 
 // Serve answers one request to a priced route. The sale it returns is never
@@ -88,6 +92,10 @@ func (v *visit) pay() error {
 	offer := *matched
 	offer.Resource = v.url // facilitators of v1 ask for it
 	v.offer, v.lapsed = &offer, lapsed
+	if offer.Scheme == payment.Upto {
+		v.tariff = v.route.Tariffs[offer.Amount.Token()]
+		pin(&offer, v.payment)
+	}
 	identity, err := facilitator.Identify(v.payment, v.offer)
 	if err != nil {
 		return v.settleProblem(err)
@@ -121,6 +129,21 @@ func (v *visit) pay() error {
 			return v.inProgress()
 		}
 	}
+}
+
+// pin puts the account that a payer lets settle a payment by upto into the
+// offer, where the route leaves it open. It has been offered some time, by a
+// facilitator that may name another one by now, and that refuses all but its
+// own.
+func pin(o *payment.Offer, p *payment.Payment) {
+	const name = "facilitatorAddress"
+	if _, pinned := o.Extra[name]; pinned || p.Accepted == nil || p.Accepted.Extra[name] == nil {
+		return
+	}
+	if o.Extra = maps.Clone(o.Extra); o.Extra == nil {
+		o.Extra = map[string]json.RawMessage{}
+	}
+	o.Extra[name] = p.Accepted.Extra[name]
 }
 
 // waiting returns a context that outlives the client and ends when this
@@ -176,7 +199,11 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		return nil
 	}
 	var kept *heldWriter
-	if v.route.Mode != First {
+	switch mode := v.mode(false); {
+	case mode == Metered && switches(v.r):
+		v.unheld(errUnmetered)
+		return nil
+	case mode == Held || mode == Optimistic:
 		if kept = v.admit(); kept == nil {
 			return nil // answered
 		}
@@ -200,8 +227,8 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 			}
 			return v.known(ctx, now)
 		}
-		if released != nil && v.same(released) && used(err) {
-			return v.landed(ctx, err)
+		if released != nil && v.same(released) && used(err) && released.Charge != nothing {
+			return v.landed(ctx, released, err)
 		}
 		return v.settleProblem(err)
 	}
@@ -210,17 +237,24 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		v.problem(http.StatusConflict, "the service may have acted on this request already, so it is not repeated for the same payment; you have not been charged; to repeat it, sign a new payment")
 		return nil
 	}
-	mode := v.route.Mode
-	if verified.Contract {
-		mode = First // what a wallet with code accepts can change while we work
+	mode := v.mode(verified.Contract)
+	if mode == Held && kept == nil {
+		if kept = v.admit(); kept == nil {
+			return nil // answered
+		}
+		defer kept.close()
 	}
 	request, err := payment.EncodeRequest(v.payment, v.offer, v.offer.Amount)
 	if err != nil {
 		return err
 	}
-	state, claimed := ledger.Executing, Held // Optimistic only once it is clear that the caps allow it
-	if mode == First {
+	state, claimed := ledger.Executing, Held // Optimistic and Metered only once it is clear that the caps allow it
+	switch mode {
+	case First:
 		state, claimed = ledger.Reserved, First
+	case Metered:
+		state = ledger.Reserved // the upstream runs only if the caps allow it
+	case Held, Optimistic:
 	}
 	r, err := v.Ledger.Claim(ctx, ledger.Record{
 		Key: v.identity.Key, State: state, Binding: v.payment.Binding, Basis: v.price.fingerprint(), Proof: v.identity.Proof, Mode: string(claimed), Name: v.name, Due: v.now().Add(v.route.entitled()),
@@ -239,10 +273,30 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		}
 		return v.settleProblem(&payment.UnavailableError{Doing: "claiming the payment", Err: err})
 	}
-	if mode == First {
+	switch mode {
+	case First:
 		return v.first(r)
+	case Metered:
+		return v.metered(r)
+	case Held, Optimistic:
 	}
 	return v.held(r, kept, mode == Optimistic)
+}
+
+// mode returns how the payment is served. What a wallet with code accepts can
+// change while we work, so it is settled before anything is handed over.
+func (v *visit) mode(contract bool) Mode {
+	upto := v.offer.Scheme == payment.Upto // of which the charge is known when the answer is
+	switch m := v.route.Mode; {
+	case upto && m == Metered && v.tariff != nil && !contract:
+		return Metered
+	case upto:
+		return Held
+	case contract || m == Metered:
+		return First
+	default:
+		return m
+	}
 }
 
 // used reports whether a payment was refused because its nonce is used.
@@ -255,8 +309,8 @@ func used(err error) bool {
 // landed handles a payment that this request had claimed and given back, and
 // whose authorization has been used since: anybody may submit one. If the
 // money has come, the payer gets what it paid for.
-func (v *visit) landed(ctx context.Context, refusal error) error {
-	stored, err := v.settle(ctx)
+func (v *visit) landed(ctx context.Context, released *ledger.Record, refusal error) error {
+	stored, err := v.settle(ctx, released)
 	if _, ok := errors.AsType[*payment.UnavailableError](err); ok {
 		return v.settleProblem(err)
 	}
@@ -276,7 +330,7 @@ func (v *visit) known(ctx context.Context, r ledger.Record) error {
 	case r.Exposed != nil:
 		return v.onCreditAgain(ctx, r)
 	case r.State.Broadcast():
-		stored, err := v.settle(ctx)
+		stored, err := v.settle(ctx, &r)
 		if err != nil {
 			return v.settleProblem(err)
 		}
@@ -328,10 +382,14 @@ func safe(method string) bool {
 	return false
 }
 
-// settle asks the facilitator to move the money, and returns what the ledger
-// holds once it has.
-func (v *visit) settle(ctx context.Context) (ledger.Record, error) {
-	if _, err := v.Facilitator.Settle(ctx, v.payment, v.offer, v.offer.Amount); err != nil {
+// settle asks the facilitator to move the money that a stored payment is
+// charged, and returns what the ledger holds once it has.
+func (v *visit) settle(ctx context.Context, claimed *ledger.Record) (ledger.Record, error) {
+	charge, err := charged(claimed, v.offer)
+	if err != nil {
+		return ledger.Record{}, err
+	}
+	if _, err := v.Facilitator.Settle(ctx, v.payment, v.offer, charge); err != nil {
 		return ledger.Record{}, err
 	}
 	r, err := v.Ledger.Get(ctx, v.identity.Key)
@@ -344,13 +402,16 @@ func (v *visit) settle(ctx context.Context) (ledger.Record, error) {
 // paid notes in the sale what r says.
 func (v *visit) paid(r *ledger.Record) {
 	v.sale.Paid, v.sale.Transaction, v.sale.Reason = true, r.Transaction(), ""
+	if charge, err := charged(r, v.offer); err == nil {
+		v.sale.Amount = charge
+	}
 }
 
 // first settles, and then lets the upstream stream.
 func (v *visit) first(r ledger.Record) error {
 	ctx, cancel := v.waiting()
 	defer cancel()
-	stored, err := v.settle(ctx)
+	stored, err := v.settle(ctx, &r)
 	if err != nil {
 		v.giveBack(&r, err)
 		return v.settleProblem(err)
@@ -536,7 +597,7 @@ func (v *visit) giveBack(claimed *ledger.Record, cause error) {
 func (v *visit) held(r ledger.Record, kept *heldWriter, trusting bool) error {
 	up, cancel := detach(v.r, v.route.upstream())
 	defer cancel()
-	kept.ctx = up
+	kept.ctx, kept.tap = up, v.tap
 	returned := false
 	defer func() {
 		if !returned { // it panicked
@@ -555,9 +616,10 @@ func (v *visit) held(r ledger.Record, kept *heldWriter, trusting bool) error {
 	case kept.status >= 400:
 		v.giveBack(&r, errors.New("the upstream answered with status "+strconv.Itoa(kept.status)))
 		v.sale.Reason = "upstream failed"
-		return v.relay(kept.answer())
+		return v.relay(v.unpriced(kept.answer()))
 	}
 	answer := kept.answer()
+	v.assess(&r, kept, answer, v.now().Sub(began))
 	ctx, cancel2 := v.waiting()
 	defer cancel2()
 	if trusting {
@@ -570,7 +632,7 @@ func (v *visit) held(r ledger.Record, kept *heldWriter, trusting bool) error {
 		v.giveBack(&r, err)
 		return v.settleProblem(&payment.UnavailableError{Doing: "storing the upstream's answer", Err: err})
 	}
-	stored, err := v.settle(ctx)
+	stored, err := v.settle(ctx, &r)
 	if err != nil {
 		v.giveBack(&r, err)
 		return v.settleProblem(err)

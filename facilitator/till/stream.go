@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 )
 
 // errLost says that a delivery is not ours any more.
@@ -35,7 +37,7 @@ func (w *receiptWriter) WriteHeader(status int) {
 		return
 	}
 	w.stamp(w.Header())
-	unannounce(w.Header())
+	unannounce(w.Header(), nil)
 	w.status = status
 	if w.began != nil && status < 500 {
 		w.began()
@@ -114,9 +116,10 @@ func (w *receiptWriter) finish() error {
 	return nil // it sends when it likes
 }
 
-// unannounce takes from the announced trailers what only we may say. What is
-// not announced with the headers is not sent as a trailer by that name.
-func unannounce(h http.Header) {
+// unannounce takes from the announced trailers what only we may say, and what
+// a tariff listens to. What is not announced with the headers is not sent as a
+// trailer by that name.
+func unannounce(h http.Header, t *meter.Tariff) {
 	lines, ok := h["Trailer"]
 	if !ok {
 		return
@@ -124,7 +127,7 @@ func unannounce(h http.Header) {
 	var kept []string
 	for _, line := range lines {
 		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.TrimSpace(name); name != "" && !ours(name) {
+			if name = strings.TrimSpace(name); name != "" && !ours(name) && (t == nil || !pricing(t, name)) {
 				kept = append(kept, name)
 			}
 		}

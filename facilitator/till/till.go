@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 )
@@ -39,6 +40,16 @@ const (
 	// within the route's Exposure only, and never again for a payer that has
 	// caused a loss; other requests are served as in Held.
 	Optimistic Mode = "optimistic"
+
+	// Metered lets the upstream stream, counts what it sends by the route's
+	// tariff, and settles what that costs afterwards. What is under way counts
+	// with the maximum that its payer has signed against the route's Exposure;
+	// what exceeds that is refused before the upstream runs. The answer is cut
+	// off when it costs more than the maximum.
+	//
+	// Offers that are not upto are served as in First. Payers whose accounts
+	// have code are served as in Held.
+	Metered Mode = "metered"
 )
 
 // A Route is what the seller asks for behind one matcher. It must not change
@@ -96,6 +107,9 @@ type Route struct {
 
 	// Extensions are those of protocol v2 that the route has.
 	Extensions Extensions
+	// Tariffs say what an answer costs that is paid by upto, by token. Without
+	// one it costs the maximum. The modes are Held and Metered.
+	Tariffs map[payment.Token]*meter.Tariff
 
 	// Page writes the body of a 402 for browsers; nil answers them like
 	// everybody else.
@@ -114,7 +128,7 @@ type Sale struct {
 	Paid        bool
 	Payment     string // the payment's key; empty when there was none
 	Payer       string
-	Amount      payment.Amount
+	Amount      payment.Amount // what was offered; once it is paid, what was charged
 	Network     payment.Network
 	Transaction string
 	Reason      string // why it was not paid
