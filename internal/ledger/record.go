@@ -137,13 +137,18 @@ type Inclusion struct {
 
 // A Record is everything that is remembered of one payment.
 type Record struct {
-	Key      payment.Key         `json:"-"`
-	State    State               `json:"state"`
-	Claims   int                 `json:"claims"`  // how often it was claimed; the last claim is the one that counts
-	Binding  payment.Fingerprint `json:"binding"` // what the payment was claimed for
-	Proof    payment.Fingerprint `json:"proof"`   // hash of what was signed and of the signature
-	Mode     string              `json:"mode"`    // who claimed it and how it is served
-	Delivery Delivery            `json:"delivery,omitempty"`
+	Key     payment.Key         `json:"-"`
+	State   State               `json:"state"`
+	Claims  int                 `json:"claims"`  // how often it was claimed; the last claim is the one that counts
+	Binding payment.Fingerprint `json:"binding"` // what the payment was claimed for
+	Proof   payment.Fingerprint `json:"proof"`   // hash of what was signed and of the signature
+	Mode    string              `json:"mode"`    // who claimed it and how it is served
+
+	// Tenant is who claimed the payment through the facilitator API, or "".
+	// Nobody else is told what became of it.
+	Tenant string `json:"tenant,omitempty"`
+
+	Delivery Delivery `json:"delivery,omitempty"`
 
 	// Deliveries counts how often the handing over has begun. A mark that
 	// belongs to an earlier one is out of date.

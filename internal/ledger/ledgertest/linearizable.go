@@ -31,6 +31,7 @@ func RunShared(t *testing.T, open func(t *testing.T, instances int) []ledger.Sto
 	t.Run("CommitsAreSeenByTheOthers", func(t *testing.T) { commitsAreSeenByTheOthers(t, open(t, instances)) })
 	t.Run("ExposuresStayWithinTheirCaps", func(t *testing.T) { exposuresStayWithinTheirCaps(t, open(t, instances)) })
 	t.Run("InterleavedExposuresStayWithinTheirCaps", func(t *testing.T) { interleavedExposuresStayWithinTheirCaps(t, open(t, instances)) })
+	t.Run("TenantsShareTheirDays", func(t *testing.T) { tenantsShareTheirDays(t, open(t, instances)) })
 	t.Run("OppositeOrdersDoNotBlock", func(t *testing.T) { oppositeOrdersDoNotBlock(t, open(t, instances)) })
 }
 
