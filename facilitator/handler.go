@@ -19,11 +19,15 @@ import (
 // /settle and GET /supported below wherever it is mounted, in both protocol
 // versions. A decided payment, good or bad, is answered with 200; a request
 // that cannot be read with 400; and what cannot be found out now with 503.
+// Who has no key gets 401, and who has asked too often 429. GET
+// /settlements/<payment> tells whoever has settled a payment with a key what
+// became of it.
 type Handler struct {
 	Facilitator payment.Facilitator
 
 	// Bearers are SHA-256 hashes of the tokens of which one must be given as
-	// Authorization: Bearer for /verify and /settle. Empty asks for none.
+	// Authorization: Bearer for /verify and /settle. Empty asks for none where
+	// there are no Tenants.
 	Bearers [][32]byte
 
 	// PayTo are the recipients, in canonical form, that payments may go to.
@@ -220,7 +224,7 @@ func (h *Handler) deadline() time.Duration {
 func answer(w http.ResponseWriter, status int, doc []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(doc) // the caller has gone; there is nobody to tell
+	_, _ = w.Write(doc) //nolint:gosec // it is JSON, and said to be; an error means that the caller has gone
 }
 
 func fail(w http.ResponseWriter, status int, message string) {
