@@ -446,6 +446,16 @@ func (o *Offer) parse(d *caddyfile.Dispenser) (ok bool, err error) {
 //		pay_to <address>...
 //		insecure_open
 //		discovery
+//		tenant <name> {             # may be repeated
+//			key                 <placeholder>...
+//			key_hash            <sha256>...
+//			pay_to              <address>...
+//			token               <symbol or address>...
+//			network             <name>...
+//			min_amount          <price>     # may be repeated, for other tokens
+//			rate                <requests per second>
+//			settlements_per_day <n>
+//		}
 //	}
 func parseFacilitatorAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	f := &FacilitatorAPI{}
@@ -453,10 +463,11 @@ func parseFacilitatorAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 	if err := f.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
 	}
-	if err := f.check(expected(h.Option("x402"))); err != nil {
+	app := expected(h.Option("x402"))
+	if err := f.check(app); err != nil {
 		return nil, wrap(at, err)
 	}
-	return f, nil
+	return f, f.foreseeTenants(app)
 }
 
 // first returns the token that a directive begins with.
@@ -482,30 +493,22 @@ func (f *FacilitatorAPI) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		var err error
 		switch d.Val() {
 		case "bearer":
-			err = f.parseBearer(d)
+			err = secrets(d, &f.Bearer, bearerToken, shopExample)
 		case "pay_to":
 			err = texts(d, &f.PayTo)
 		case "insecure_open":
 			err = toggle(d, &f.InsecureOpen)
 		case "discovery":
 			err = toggle(d, &f.Discovery)
+		case "tenant":
+			var t FacilitatorTenant
+			err = t.parse(d)
+			f.Tenants = append(f.Tenants, t)
 		default:
-			err = unknown(d, "x402_facilitator", "bearer", "pay_to", "insecure_open", "discovery")
+			err = unknown(d, "x402_facilitator", "bearer", "pay_to", "insecure_open", "discovery", "tenant")
 		}
 		if err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-func (f *FacilitatorAPI) parseBearer(d *caddyfile.Dispenser) error {
-	if err := texts(d, &f.Bearer); err != nil {
-		return err
-	}
-	for _, b := range f.Bearer {
-		if err := checkSecret(bearerToken, b, shopExample); err != nil {
-			return d.WrapErr(err)
 		}
 	}
 	return nil

@@ -1,15 +1,16 @@
 package caddymodule
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/tollgate402/tollgate/facilitator"
-	"github.com/tollgate402/tollgate/payment"
 )
 
 func init() {
@@ -17,9 +18,16 @@ func init() {
 }
 
 // FacilitatorAPI offers the embedded facilitator to other sellers, as POST
-// /verify, POST /settle and GET /supported below wherever it is mounted, and
-// with discovery as GET /discovery/resources what it was paid for. Each
-// settlement costs the lane gas, so it must say who may ask for one.
+// /verify, POST /settle, GET /supported, for those with a key GET
+// /settlements/<payment>, and with discovery GET /discovery/resources, below
+// wherever it is mounted. Each settlement costs the lane gas, so it must say who
+// may ask for one: whoever has a bearer token, or wants one of some addresses
+// paid, or tenants, which have limits of their own.
+//
+// The access log has the name of the tenant as x402_tenant, the payment as
+// x402_payment, and what became of the request as x402_outcome and
+// x402_reason. The metric caddy_x402_facilitator_requests_total counts requests
+// by tenant, endpoint and outcome.
 type FacilitatorAPI struct {
 	// Secrets of which one must come as Authorization: Bearer. Each must be
 	// a placeholder such as {env.SHOP_TOKEN}.
@@ -37,6 +45,10 @@ type FacilitatorAPI struct {
 	// others were paid for through this facilitator and have described
 	// (extension bazaar). The latter is kept in memory. Default: false.
 	Discovery bool `json:"discovery,omitempty"`
+	// Sellers with keys and limits of their own. The settings above do not
+	// concern them. Where there are tenants, a request without a key is still
+	// served as those settings say, and one with a wrong key is not.
+	Tenants []FacilitatorTenant `json:"tenants,omitempty"`
 
 	app     *App
 	handler facilitator.Handler // without its facilitator, which is the running engine's
@@ -68,17 +80,11 @@ func (f *FacilitatorAPI) Provision(ctx caddy.Context) error {
 		}
 		f.handler.Bearers = append(f.handler.Bearers, sha256.Sum256([]byte(token)))
 	}
-	for _, a := range f.PayTo {
-		if a, err = resolve("pay_to", a); err != nil {
-			return err
-		}
-		// All networks here are EVM networks, whose addresses look the same.
-		if a, err = payment.ParseAddress(f.app.Networks[0].network, a); err != nil {
-			return err
-		}
-		f.handler.PayTo = append(f.handler.PayTo, a)
+	if f.handler.PayTo, err = addresses(f.app, f.PayTo); err != nil {
+		return err
 	}
-	return nil
+	f.handler.Open = f.InsecureOpen || len(f.PayTo) > 0
+	return f.provisionTenants()
 }
 
 // check says what of the app keeps the API from being offered.
@@ -88,8 +94,8 @@ func (f *FacilitatorAPI) check(a *App) error {
 		return errors.New("x402_facilitator offers the embedded facilitator, but the global option x402 lets another one settle: remove one of the two")
 	case len(a.Networks) == 0:
 		return errors.New("x402_facilitator has no network: add \"network <name> { rpc <url>; lane key {env.X402_LANE_KEY} }\" to the global option x402")
-	case len(f.Bearer) == 0 && len(f.PayTo) == 0 && !f.InsecureOpen:
-		return errors.New("x402_facilitator lets everybody spend the lane's gas: add \"bearer {env.SHOP_TOKEN}\" or \"pay_to <address>\", or insecure_open if that is meant")
+	case len(f.Bearer) == 0 && len(f.PayTo) == 0 && len(f.Tenants) == 0 && !f.InsecureOpen:
+		return errors.New("x402_facilitator lets everybody spend the lane's gas: add \"bearer {env.SHOP_TOKEN}\", \"pay_to <address>\" or \"tenant <name> { key {env.SHOP_KEY} }\", or insecure_open if that is meant")
 	}
 	for _, n := range a.Networks {
 		if err := a.settles(n.network); err != nil {
@@ -107,12 +113,38 @@ func (f *FacilitatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request, _ cad
 	}
 	defer e.release()
 	h := f.handler
-	h.Facilitator = e.facilitator
+	h.Facilitator, h.Ledger = e.facilitator, e.book.ledger
 	if f.Discovery {
 		h.Catalogue, h.Own = &e.book.catalogue, f.app.own
 	}
+	h.Observe = func(c *facilitator.Call) {
+		logCall(r.Context(), c)
+		f.app.metrics.called(c)
+	}
 	h.ServeHTTP(w, r)
 	return nil
+}
+
+// logCall adds to the access log who asked and what became of it.
+func logCall(ctx context.Context, c *facilitator.Call) {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || server.Logs == nil {
+		return
+	}
+	extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	if !ok {
+		return
+	}
+	for _, f := range []struct{ name, value string }{
+		{"x402_tenant", c.Tenant},
+		{"x402_payment", c.Payment},
+		{"x402_outcome", c.Outcome},
+		{"x402_reason", c.Reason},
+	} {
+		if f.value != "" {
+			extra.Set(zap.String(f.name, f.value))
+		}
+	}
 }
 
 var (

@@ -5,17 +5,19 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tollgate402/tollgate/facilitator"
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 )
 
 // metrics count what became of requests. Their labels come from short closed
-// lists: networks of the configuration, and outcomes.
+// lists: networks and tenants of the configuration, and outcomes.
 type metrics struct {
 	challenges *prometheus.CounterVec
 	payments   *prometheus.CounterVec
 	losses     *prometheus.CounterVec
+	calls      *prometheus.CounterVec
 }
 
 func newMetrics(registry *prometheus.Registry) (*metrics, error) {
@@ -32,11 +34,15 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			Namespace: "caddy", Subsystem: "x402", Name: "written_off_total",
 			Help: "Payments whose goods were handed over and whose money will never come, by network.",
 		}, []string{"network"}),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "caddy", Subsystem: "x402", Name: "facilitator_requests_total",
+			Help: "Requests of other sellers to x402_facilitator, by tenant, endpoint and what became of them: ok, refused, pending, unavailable, limited, unauthorized, malformed, unknown or failed.",
+		}, []string{"tenant", "endpoint", "outcome"}),
 	}
 	if registry == nil {
 		return m, nil
 	}
-	for _, c := range []**prometheus.CounterVec{&m.challenges, &m.payments, &m.losses} {
+	for _, c := range []**prometheus.CounterVec{&m.challenges, &m.payments, &m.losses, &m.calls} {
 		err := registry.Register(*c)
 		if already, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
 			*c = already.ExistingCollector.(*prometheus.CounterVec)
@@ -70,6 +76,11 @@ func (m *metrics) count(r *till.Route, s *till.Sale) {
 // lost counts a payment that was written off.
 func (m *metrics) lost(r *ledger.Record) {
 	m.losses.WithLabelValues(string(r.Network)).Inc()
+}
+
+// called counts a request to x402_facilitator.
+func (m *metrics) called(c *facilitator.Call) {
+	m.calls.WithLabelValues(c.Tenant, c.Endpoint, c.Outcome).Inc()
 }
 
 func outcome(s *till.Sale) string {

@@ -254,7 +254,7 @@ func (h *Handler) discover(w http.ResponseWriter, r *http.Request) {
 		Total  int `json:"total"`
 	}{f.limit, f.offset, total}})
 	if err != nil {
-		h.trouble(w, err)
+		h.trouble(w, nil, err)
 		return
 	}
 	answer(w, http.StatusOK, doc)

@@ -434,6 +434,9 @@ func (q *quest) unavailable(doing string, err error) error {
 	return &payment.UnavailableError{Doing: doing + " on " + string(q.Network), Err: err, Payer: q.signed.Payer.Hex()}
 }
 
+// apiMode is the mode of payments that are claimed by the facilitator API.
+const apiMode = "facilitator"
+
 // apiLease is how long a claim made by the facilitator API is left to the
 // process that made it.
 const apiLease = time.Minute
@@ -470,7 +473,7 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	case err != nil:
 		return nil, &payment.UnavailableError{Doing: "reading the ledger", Err: err, Payer: identity.Payer}
 	case f.ledger.Free(&r) && !fromTill:
-	case r.Binding != binding || r.Proof != identity.Proof:
+	case r.Binding != binding || r.Proof != identity.Proof || r.Tenant != p.Tenant:
 		return nil, &payment.InvalidError{Reason: payment.DuplicateSettlement, Message: "this payment is bound to something else", Payer: identity.Payer}
 	case r.State.Broadcast() || r.State == ledger.Dead:
 		return q.Engine.Resume(ctx, r)
@@ -542,7 +545,7 @@ func (f *Embedded) claim(ctx context.Context, p *payment.Payment, q *quest, char
 		return ledger.Record{}, err
 	}
 	r, err := f.ledger.Claim(ctx, ledger.Record{
-		Key: identity.Key, State: ledger.Reserved, Binding: binding, Proof: identity.Proof, Mode: "facilitator",
+		Key: identity.Key, State: ledger.Reserved, Binding: binding, Proof: identity.Proof, Mode: apiMode, Tenant: p.Tenant,
 		Network: q.Network, Payer: identity.Payer, Charge: charge.Units(), Until: q.offer.Until.String(), Request: request,
 	}, apiLease)
 	var held *ledger.HeldError

@@ -2,8 +2,6 @@ package facilitator
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"io"
@@ -13,19 +11,25 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/extension"
 )
 
 // A Handler offers a facilitator to others over HTTP: POST /verify, POST
 // /settle, GET /supported and, with a catalogue, GET /discovery/resources below
-// wherever it is mounted, in both protocol versions. A decided payment, good or bad, is answered with 200; a request
-// that cannot be read with 400; and what cannot be found out now with 503.
+// wherever it is mounted, in both protocol versions. A decided payment, good or
+// bad, is answered with 200; a request that cannot be read with 400; and what
+// cannot be found out now with 503.
+// Who has no key gets 401, and who has asked too often 429. GET
+// /settlements/<payment> tells whoever has settled a payment with a key what
+// became of it.
 type Handler struct {
 	Facilitator payment.Facilitator
 
 	// Bearers are SHA-256 hashes of the tokens of which one must be given as
-	// Authorization: Bearer for /verify and /settle. Empty asks for none.
+	// Authorization: Bearer for /verify and /settle. Empty asks for none where
+	// there are no Tenants.
 	Bearers [][32]byte
 
 	// PayTo are the recipients, in canonical form, that payments may go to.
@@ -39,12 +43,25 @@ type Handler struct {
 	// Own returns what is sold here, to be listed with what is in the
 	// catalogue; nil returns nothing.
 	Own func() []Listing
+	// Tenants are sellers with keys and limits of their own. Bearers and PayTo
+	// do not concern them. Where there are some, a request without a key is
+	// served only with Open, and one with a key that is nobody's never.
+	Tenants []*Tenant
+	Open    bool
+
+	// Ledger is where Facilitator keeps its payments. It is needed for tenants.
+	Ledger *ledger.Ledger
+
+	// Observe, if not nil, is told what became of each request for which a
+	// key may be needed, while it is served.
+	Observe func(*Call)
 
 	// Deadline bounds the work for one request. Default: 25 s, below what
 	// the official clients wait for.
 	Deadline time.Duration
 
-	Logger *slog.Logger // nil discards
+	Logger *slog.Logger     // nil discards
+	Now    func() time.Time // nil means time.Now
 }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -67,8 +84,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if allow(w, r, http.MethodPost) {
 			h.pay(w, r, h.settle)
 		}
+	case isSettlement(path):
+		if allow(w, r, http.MethodGet, http.MethodHead) {
+			h.settlement(w, r)
+		}
 	default:
-		fail(w, http.StatusNotFound, "there is no such endpoint: use /verify, /settle or /supported")
+		fail(w, http.StatusNotFound, "there is no such endpoint: use /verify, /settle, /supported or /settlements/<payment>")
 	}
 }
 
@@ -86,7 +107,7 @@ func (h *Handler) supported(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	s, err := h.Facilitator.Supported(ctx)
 	if err != nil {
-		h.trouble(w, err)
+		h.trouble(w, nil, err)
 		return
 	}
 	if h.Catalogue != nil && !slices.Contains(s.Extensions, extension.Bazaar) {
@@ -98,30 +119,36 @@ func (h *Handler) supported(w http.ResponseWriter, r *http.Request) {
 }
 
 // pay reads the request that /verify and /settle share.
-func (h *Handler) pay(w http.ResponseWriter, r *http.Request, next func(context.Context, http.ResponseWriter, *payment.Payment, *payment.Offer)) {
-	if !h.admitted(r) {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="x402"`)
-		fail(w, http.StatusUnauthorized, "a bearer token is needed")
+func (h *Handler) pay(w http.ResponseWriter, r *http.Request, next func(context.Context, http.ResponseWriter, *Tenant, *payment.Payment, *payment.Offer) error) {
+	t, seen := h.receive(w, r, r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:])
+	defer h.observe(seen)
+	if t == nil {
 		return
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, payment.MaxBody+1))
 	if err != nil {
+		seen.Outcome = outcomeMalformed
 		fail(w, http.StatusBadRequest, "the body ended too early")
 		return
 	}
 	p, o, err := payment.DecodeRequest(body)
 	if err != nil {
+		seen.Outcome = outcomeMalformed
 		h.malformed(w, r, err)
 		return
 	}
 	// The caller may hang up while money moves; the work goes on.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.deadline())
 	defer cancel()
-	next(ctx, w, p, o)
+	h.name(w, t, seen, p, o)
+	seen.note(next(ctx, w, t, p, o))
 }
 
-func (h *Handler) verify(ctx context.Context, w http.ResponseWriter, p *payment.Payment, o *payment.Offer) {
-	v, err := (*payment.Verification)(nil), h.ours(o)
+func (h *Handler) verify(ctx context.Context, w http.ResponseWriter, t *Tenant, p *payment.Payment, o *payment.Offer) error {
+	v, err := (*payment.Verification)(nil), t.takes(o, false)
+	if err == nil {
+		err = h.left(ctx, t)
+	}
 	if err == nil {
 		v, err = h.Facilitator.Verify(ctx, p, o)
 	}
@@ -132,21 +159,23 @@ func (h *Handler) verify(ctx context.Context, w http.ResponseWriter, p *payment.
 	case err == nil:
 		h.catalogue(w, p, o, false)
 		answer(w, http.StatusOK, payment.EncodeVerification(v))
+	case limited(w, err):
 	case errors.As(err, &unavailable): // whatever is inside
-		h.trouble(w, err)
+		h.trouble(w, t, err)
 	case errors.As(err, &invalid):
 		answer(w, http.StatusOK, payment.EncodeInvalid(invalid))
 	case errors.As(err, &unreadable):
 		answer(w, http.StatusBadRequest, withError(payment.EncodeInvalid(payment.Invalid(payment.InvalidPayload, err.Error())), err))
 	default:
-		h.trouble(w, err)
+		h.trouble(w, t, err)
 	}
+	return err
 }
 
-func (h *Handler) settle(ctx context.Context, w http.ResponseWriter, p *payment.Payment, o *payment.Offer) {
-	s, err := (*payment.Settlement)(nil), h.ours(o)
+func (h *Handler) settle(ctx context.Context, w http.ResponseWriter, t *Tenant, p *payment.Payment, o *payment.Offer) error {
+	s, err := (*payment.Settlement)(nil), t.takes(o, true)
 	if err == nil {
-		s, err = h.Facilitator.Settle(ctx, p, o, o.Amount)
+		s, err = h.settleFor(ctx, t, p, o)
 	}
 	var unavailable *payment.UnavailableError
 	var invalid *payment.InvalidError
@@ -155,40 +184,18 @@ func (h *Handler) settle(ctx context.Context, w http.ResponseWriter, p *payment.
 	case err == nil:
 		h.catalogue(w, p, o, true)
 		answer(w, http.StatusOK, payment.EncodeSettlement(p.Version, o.Scheme, s))
+	case limited(w, err):
 	case errors.As(err, &unavailable) && !unavailable.Pending: // whatever is inside
-		h.trouble(w, err)
+		h.trouble(w, t, err)
 	case errors.As(err, &unavailable), errors.As(err, &invalid):
 		answer(w, http.StatusOK, payment.EncodeUnsettled(p.Version, o.Network(), err))
 	case errors.As(err, &unreadable):
 		bad := payment.Invalid(payment.InvalidPayload, err.Error())
 		answer(w, http.StatusBadRequest, withError(payment.EncodeUnsettled(p.Version, o.Network(), bad), err))
 	default:
-		h.trouble(w, err)
+		h.trouble(w, t, err)
 	}
-}
-
-// ours refuses recipients that this facilitator does not work for.
-func (h *Handler) ours(o *payment.Offer) error {
-	if len(h.PayTo) == 0 {
-		return nil
-	}
-	if slices.Contains(h.PayTo, o.PayTo) {
-		return nil
-	}
-	return payment.Invalid(payment.InvalidRequirements, "this facilitator does not settle payments to "+o.PayTo)
-}
-
-func (h *Handler) admitted(r *http.Request) bool {
-	if len(h.Bearers) == 0 {
-		return true
-	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	hash := sha256.Sum256([]byte(token))
-	found := 0
-	for _, b := range h.Bearers {
-		found |= subtle.ConstantTimeCompare(b[:], hash[:])
-	}
-	return found == 1 && strings.EqualFold(scheme, "Bearer")
+	return err
 }
 
 // malformed answers a request that cannot be read, in the shape of the
@@ -203,15 +210,20 @@ func (h *Handler) malformed(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // trouble answers what says nothing about the payment. The cause goes to the
-// log: it may name hosts that are nobody else's business.
-func (h *Handler) trouble(w http.ResponseWriter, err error) {
+// log: it may name hosts that are nobody else's business. t is nil where
+// nobody in particular asks.
+func (h *Handler) trouble(w http.ResponseWriter, t *Tenant, err error) {
+	log := h.log()
+	if t != nil && t.Name != "" {
+		log = log.With("tenant", t.Name)
+	}
 	if _, ok := errors.AsType[*payment.UnavailableError](err); ok {
-		h.log().Warn("facilitator unavailable", "error", err)
+		log.Warn("facilitator unavailable", "error", err)
 		w.Header().Set("Retry-After", "2")
 		fail(w, http.StatusServiceUnavailable, "the network cannot be reached now; this says nothing about the payment; repeat the identical request")
 		return
 	}
-	h.log().Error("facilitator failed", "error", err)
+	log.Error("facilitator failed", "error", err)
 	fail(w, http.StatusInternalServerError, "internal error")
 }
 

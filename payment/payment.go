@@ -70,6 +70,11 @@ type Payment struct {
 	// payment to the offer.
 	Binding Fingerprint
 
+	// Tenant is who has a facilitator settle the payment over HTTP, or "". It
+	// is not on the wire either: the facilitator API sets it, and a facilitator
+	// gives the settlement to nobody else.
+	Tenant string
+
 	raw json.RawMessage
 }
 

@@ -146,6 +146,10 @@ type Record struct {
 	Mode     string              `json:"mode"`           // who claimed it and how it is served
 	Delivery Delivery            `json:"delivery,omitempty"`
 
+	// Tenant is who claimed the payment through the facilitator API, or "".
+	// Nobody else is told what became of it.
+	Tenant string `json:"tenant,omitempty"`
+
 	// Name is what the payer calls the payment, if it has a name: printable
 	// ASCII without blanks that also says whose name it is. It is given with
 	// a claim, and names no other payment while this one may move money.
