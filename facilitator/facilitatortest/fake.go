@@ -3,6 +3,7 @@ package facilitatortest
 import (
 	"context"
 	"fmt"
+	"math/big"
 	"slices"
 	"sync"
 
@@ -20,6 +21,9 @@ type Fake struct {
 
 	// Contract is what Verify says about every payer's account.
 	Contract bool
+
+	// Funds is what Verify says that every payer could have paid.
+	Funds *big.Int
 
 	mu    sync.Mutex
 	calls int                                 // guarded by mu: of Settle
@@ -41,7 +45,7 @@ func (f *Fake) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer)
 	if f.moved[key] != nil {
 		return nil, &payment.InvalidError{Reason: payment.EVMNonceUsed, Payer: payer}
 	}
-	return &payment.Verification{Payer: payer, Key: key, Contract: f.Contract}, nil
+	return &payment.Verification{Payer: payer, Key: key, Contract: f.Contract, Funds: f.Funds}, nil
 }
 
 // Settle implements payment.Facilitator.

@@ -89,7 +89,7 @@ func (v *visit) metered(claimed ledger.Record) error {
 // has been handed over yet.
 func (v *visit) expose(claimed *ledger.Record) (ledger.Record, error) {
 	token := v.offer.Amount.Token()
-	caps, capped := v.route.Exposure[token]
+	caps, capped := v.caps(token)
 	if !capped || !v.background.running() {
 		return ledger.Record{}, ledger.ErrExposed
 	}

@@ -16,7 +16,7 @@ import (
 // exposed is on disk before the first byte goes out. done is false if the
 // payment is to be settled first.
 func (v *visit) onCredit(ctx context.Context, r *ledger.Record, a *answer) (done bool, err error) {
-	caps, capped := v.route.Exposure[v.offer.Amount.Token()]
+	caps, capped := v.caps(v.offer.Amount.Token())
 	if !capped || !v.background.running() {
 		return false, nil
 	}
@@ -45,6 +45,17 @@ func (v *visit) onCredit(ctx context.Context, r *ledger.Record, a *answer) (done
 	v.handOver(a, &exposed)
 	v.collectLater(r.Key)
 	return true, nil
+}
+
+// caps are the route's for a token, and no more of one payer than it could have
+// paid when this payment was verified: many at once would each be covered, and
+// not all of them together.
+func (v *visit) caps(t payment.Token) (caps ledger.Caps, capped bool) {
+	caps, capped = v.route.Exposure[t]
+	if v.funds != nil && (caps.PerPayer == nil || v.funds.Cmp(caps.PerPayer) < 0) {
+		caps.PerPayer = v.funds
+	}
+	return caps, capped
 }
 
 // onCreditAgain gives the answer again that was given on credit, to the same

@@ -394,3 +394,32 @@ func TestRoutesWithoutCapsTrustNobody(t *testing.T) {
 	s.wantPaid(s.ask("GET", "/", "", p), p, 200, "hello GET /")
 	s.want(1, 1)
 }
+
+// Many payments at once are each covered by what the payer has, and not all of
+// them together.
+func TestNobodyIsTrustedWithMoreThanItHas(t *testing.T) {
+	t.Parallel()
+	b := fakeBank(t)
+	fake := &facilitatortest.Fake{Funds: big.NewInt(2999)}
+	b.facilitator, b.transfers = func(l *ledger.Ledger) payment.Facilitator { return journal(fake, l) }, fake.Transfers
+	s := trust(t, b, 9000, 9000)
+	settling := make(chan struct{})
+	var hold atomic.Bool
+	hold.Store(true)
+	s.gate.before = func() {
+		if hold.Load() {
+			<-settling
+		}
+	}
+	for range 2 {
+		s.wantOnCredit(s.ask("GET", "/", "", s.authorize(payment.V2)), "hello GET /")
+	}
+	if got := s.exposed(); got != 2000 {
+		t.Errorf("%d are exposed", got)
+	}
+	hold.Store(false)
+	third := s.authorize(payment.V2)
+	s.wantPaid(s.ask("GET", "/", "", third), third, 200, "hello GET /")
+	close(settling)
+	s.awaitExposed(0)
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"math/big"
 	"net/http"
 	"strconv"
 	"time"
@@ -32,6 +33,7 @@ type visit struct {
 	lapsed   bool // the offer's price is not asked any more
 	identity facilitator.Identity
 	name     string        // that the payer gave the payment, or ""
+	funds    *big.Int      // what the payer could have paid when the payment was verified; nil if that is not known
 	tariff   *meter.Tariff // nil where the charge is the offer's amount
 	until    time.Time     // the end of all waiting for the chain; the upstream's time does not count
 }
@@ -237,6 +239,7 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 		v.problem(http.StatusConflict, "the service may have acted on this request already, so it is not repeated for the same payment; you have not been charged; to repeat it, sign a new payment")
 		return nil
 	}
+	v.funds = verified.Funds
 	mode := v.mode(verified.Contract)
 	if mode == Held && kept == nil {
 		if kept = v.admit(); kept == nil {
