@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"strconv"
@@ -42,6 +43,10 @@ var (
 
 	// errSpent says that an answer costs more than its payer has signed.
 	errSpent = errors.New("till: the answer costs more than the maximum that the payer has signed, and is cut off")
+
+	// errExpiring is in place of errSpent where what the payer has signed is
+	// soon no longer good.
+	errExpiring = fmt.Errorf("%w: it takes longer than what the payer has signed is good", errSpent)
 )
 
 // metered lets the upstream stream, and settles what that has cost. From
@@ -51,6 +56,14 @@ var (
 // while it is EXECUTING the stream goes on and the charge is a checkpoint,
 // from EXECUTED on it never changes.
 func (v *visit) metered(claimed ledger.Record) error {
+	if v.lasts(&claimed) < 2*settleTime {
+		err := &payment.InvalidError{
+			Reason:  payment.Permit2Expired,
+			Message: fmt.Sprintf("this route streams, and settles afterwards: sign a deadline that is at least %s away", 2*settleTime), Payer: v.identity.Payer,
+		}
+		v.giveBack(&claimed, err)
+		return v.settleProblem(err)
+	}
 	r, err := v.expose(&claimed)
 	if err != nil {
 		v.giveBack(&claimed, err)
@@ -136,6 +149,10 @@ func (v *visit) checkpoints(r *ledger.Record, w *meterWriter) (stop func()) {
 				w.cut(errLost)
 				return
 			}
+			if v.lasts(r) < settleTime {
+				w.cut(errExpiring)
+				return
+			}
 			charge := w.sure()
 			next := v.now().Add(v.route.lease())
 			if charge == noted && lease.Sub(v.now()) > v.route.lease()/2 {
@@ -194,7 +211,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 		panic(http.ErrAbortHandler) // what it has cost is settled from the last checkpoint
 	}
 	if errors.Is(why, errSpent) {
-		v.log().Info("an answer was cut off: it costs more than the payer has signed", "payment", r.Key.String(), "payer", r.Payer, "maximum", v.offer.Amount.Units())
+		v.log().Info("an answer was cut off: "+why.Error(), "payment", r.Key.String(), "payer", r.Payer, "maximum", v.offer.Amount.Units())
 	}
 	switch {
 	case whole, left && errors.Is(why, errSpent) && w.events: // who reads events sees that the last one is missing

@@ -835,3 +835,39 @@ func TestCancelledPermitsOfFreeAnswersBuyNothing(t *testing.T) {
 	}
 	m.want(0, 1)
 }
+
+// A payer chooses when its permit ends. What is streamed until then could not
+// be settled any more.
+func TestStreamsEndBeforeTheirPaymentDoes(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t, till.Metered, perEvent(t))
+	m.sells(func(w http.ResponseWriter, r *http.Request, _ *till.Sale) error {
+		if err := events(w, 1); err != nil {
+			return err
+		}
+		m.clock.Store(590) // of the 600 seconds that the permit is good
+		select {
+		case <-r.Context().Done():
+		case <-time.After(20 * time.Second):
+			t.Error("the upstream is not told to end")
+		}
+		panic(http.ErrAbortHandler) // as Caddy's reverse proxy does
+	})
+	n := m.permit()
+	a := m.ask("GET", "/", "", n.purse)
+	wantReceipt(t, a.trailer, "110")
+	m.wantCharged(n, "110")
+	m.want(1, 1)
+}
+
+func TestShortLivedPaymentsBuyNoStreams(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t, till.Metered, perEvent(t))
+	m.clock.Store(571)
+	n := m.permit()
+	a := m.ask("GET", "/", "", n.purse)
+	if a.status != http.StatusPaymentRequired || m.stored(n).State != ledger.Released {
+		t.Errorf("%d %s, the payment is %s", a.status, a.body, m.stored(n).State)
+	}
+	m.want(0, 0)
+}

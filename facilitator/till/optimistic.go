@@ -17,7 +17,7 @@ import (
 // payment is to be settled first.
 func (v *visit) onCredit(ctx context.Context, r *ledger.Record, a *answer) (done bool, err error) {
 	caps, capped := v.caps(v.offer.Amount.Token())
-	if !capped || !v.background.running() {
+	if !capped || !v.background.running() || v.lasts(r) < settleTime {
 		return false, nil
 	}
 	until := v.now().Add(replayFor)
@@ -46,6 +46,14 @@ func (v *visit) onCredit(ctx context.Context, r *ledger.Record, a *answer) (done
 	v.collectLater(r.Key)
 	return true, nil
 }
+
+// settleTime is how long a payment must stay valid, at least, once what it pays
+// for has been handed over: payers choose the end themselves, and one that
+// comes before the settlement would make the goods free.
+const settleTime = 15 * time.Second
+
+// lasts returns for how long what the payer has signed is good yet.
+func (v *visit) lasts(r *ledger.Record) time.Duration { return expiry(r).Sub(v.now()) }
 
 // caps are the route's for a token, and no more of one payer than it could have
 // paid when this payment was verified: many at once would each be covered, and
