@@ -211,7 +211,7 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 		panic(http.ErrAbortHandler) // what it has cost is settled from the last checkpoint
 	}
 	if errors.Is(why, errSpent) {
-		v.log().Info("an answer was cut off: "+why.Error(), "payment", r.Key.String(), "payer", r.Payer, "maximum", v.offer.Amount.Units())
+		v.log().Info("an answer was cut off", "why", why, "payment", r.Key.String(), "payer", r.Payer, "maximum", v.offer.Amount.Units())
 	}
 	switch {
 	case whole, left && errors.Is(why, errSpent) && w.events: // who reads events sees that the last one is missing
