@@ -278,7 +278,12 @@ func (i *inspection) onChain(ctx context.Context, a *App, n *Network, node *chai
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, t := range n.tokens {
-		i.token(ctx, node, t)
+		i.token(ctx, node, t, slices.ContainsFunc(a.offers, func(o payment.Offer) bool { return o.Amount.Token().Is(t) && !o.ByPermit2() }))
+	}
+	for _, scheme := range []payment.Scheme{payment.Exact, payment.Upto} {
+		if slices.ContainsFunc(a.offers, func(o payment.Offer) bool { return o.Network() == n.network && o.Scheme == scheme && o.ByPermit2() }) {
+			i.proxy(ctx, node, scheme)
+		}
 	}
 	if a.remote == nil {
 		i.lanes(ctx, n, node)
@@ -286,8 +291,26 @@ func (i *inspection) onChain(ctx context.Context, a *App, n *Network, node *chai
 	i.recipients(ctx, a, n, node)
 }
 
+// proxy looks whether payments by Permit2 can be settled.
+func (i *inspection) proxy(ctx context.Context, node *chain.Client, scheme payment.Scheme) {
+	address := (&evm.Permit{Scheme: scheme}).Proxy()
+	about := "Permit2 for " + string(scheme)
+	ask := &chain.Call{Msg: ethereum.CallMsg{To: &address, Data: evm.Permit2Call()}}
+	code := &chain.Code{Address: evm.Permit2}
+	if err := node.Ask(ctx, ask, code); err != nil {
+		i.say(failed, about, "the node says nothing about it: %s", err.Error())
+		return
+	}
+	if ask.Err != nil || len(code.Code) == 0 || common.BytesToHash(ask.Output) != common.BytesToHash(evm.Permit2[:]) {
+		i.say(failed, about, "%s or %s is not there: leave out \"method permit2\" and \"scheme upto\" on this network", address.Hex(), evm.Permit2.Hex())
+		return
+	}
+	i.say(passed, about, "settled by %s", address.Hex())
+}
+
 // token holds a token's contract against what the configuration says of it.
-func (i *inspection) token(ctx context.Context, node *chain.Client, t payment.Token) {
+// offered says that a route wants it by EIP-3009.
+func (i *inspection) token(ctx context.Context, node *chain.Client, t payment.Token, offered bool) {
 	about := "token " + t.Address
 	if t.Symbol != "" {
 		about = t.Symbol + " " + t.Address
@@ -330,10 +353,13 @@ func (i *inspection) token(ctx context.Context, node *chain.Client, t payment.To
 	default:
 		i.say(failed, about, "it has no DOMAIN_SEPARATOR, so payments are refused until it does")
 	}
-	if state.Err == nil && len(state.Output) == 32 {
+	switch {
+	case state.Err == nil && len(state.Output) == 32:
 		i.say(passed, about, "has EIP-3009")
-	} else {
+	case offered:
 		i.say(failed, about, "has no EIP-3009 (authorizationState): it can be paid with by \"method permit2\" only")
+	default:
+		i.say(passed, about, "has no EIP-3009: it is paid with by Permit2")
 	}
 }
 

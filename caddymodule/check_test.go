@@ -13,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/tollgate402/tollgate/internal/devchain"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 // A bench is a chain that configurations are held against.
@@ -42,8 +43,13 @@ func (b *bench) check(name, network, payTo, patience string) (*inspection, strin
 
 func (b *bench) checkApp(app, patience string) (*inspection, string, error) {
 	b.t.Helper()
+	return b.checkRoute(app, "x402 $0.01", patience)
+}
+
+func (b *bench) checkRoute(app, route, patience string) (*inspection, string, error) {
+	b.t.Helper()
 	file := filepath.Join(b.t.TempDir(), "Caddyfile")
-	source := "{\n\tadmin off\n\tx402 {\n\t\t" + app + "\n\t}\n}\nhttp://127.0.0.1:1 {\n\tx402 $0.01\n\trespond ok\n}\n"
+	source := "{\n\tadmin off\n\tx402 {\n\t\t" + app + "\n\t}\n}\nhttp://127.0.0.1:1 {\n\t" + route + "\n\trespond ok\n}\n"
 	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
@@ -122,6 +128,25 @@ func TestCheckSaysWhatATokenIsReallyLike(t *testing.T) {
 	b.wants(found, failed, `name "USDC"`, `version "2"`, `not "Wrong" and "9"`)
 	b.wants(found, failed, "6 decimals, not 7")
 	b.wants(found, warned, `calls itself "USDC"`)
+}
+
+func TestCheckLooksForPermit2WhereItIsUsed(t *testing.T) {
+	b := newBench(t)
+	app := "pay_to " + b.chain.Account("payer").Address.Hex() + "\n\t\tnetwork base-sepolia {\n" + b.rpc() + "\t\t\tlane key {env.TEST_CHECK_LANE}\n\t\t}"
+	const route = "x402 upto $0.01 {\n\t\tcharge {\n\t\t\tbase $0.01\n\t\t}\n\t}"
+	found, _, err := b.checkRoute(app, route, "20s")
+	if err != nil {
+		t.Errorf("%v: %+v", err, found)
+	}
+	b.wants(found, passed, "Permit2 for upto", evm.UptoProxy.Hex())
+	if err := b.chain.SetCode(evm.UptoProxy, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	found, _, err = b.checkRoute(app, route, "20s")
+	if err == nil {
+		t.Error("a network without the proxy passes")
+	}
+	b.wants(found, failed, "Permit2 for upto", "is not there")
 }
 
 func TestCheckNamesTheWrongChain(t *testing.T) {
