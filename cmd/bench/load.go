@@ -17,6 +17,7 @@ import (
 
 // A load is what a number of connections got done.
 type load struct {
+	requests  int
 	perSecond float64
 	p50, p99  time.Duration
 }
@@ -55,7 +56,7 @@ func generate(ctx context.Context, address string, request func(i int) []byte, s
 		return load{}, fmt.Errorf("no request to %s was answered", address)
 	}
 	slices.Sort(times)
-	return load{float64(len(times)) / took.Seconds(), times[len(times)/2], times[len(times)*99/100]}, nil
+	return load{len(times), float64(len(times)) / took.Seconds(), times[len(times)/2], times[len(times)*99/100]}, nil
 }
 
 // converse sends requests one after the other over one connection.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -14,11 +15,14 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -42,6 +46,10 @@ type stack struct {
 	plain string // address of the site that answers the same body with respond
 	open  string // address of the facilitator
 	dir   string
+
+	rpc   string       // of the chain, through node
+	node  *http.Server // counts the calls to the chain; nil where nobody asks
+	calls atomic.Int64 // round trips to the node
 }
 
 const caddyfile = `
@@ -76,7 +84,12 @@ http://%[7]s {
 `
 
 // newStack starts a stack. body is what the plain site answers.
-func newStack(body string) (s *stack, err error) {
+func newStack(body string) (s *stack, err error) { return start(body, false) }
+
+// newCountedStack is newStack with a node that counts its calls.
+func newCountedStack(body string) (s *stack, err error) { return start(body, true) }
+
+func start(body string, counted bool) (s *stack, err error) {
 	s = &stack{}
 	defer func() {
 		if err != nil {
@@ -89,6 +102,12 @@ func newStack(body string) (s *stack, err error) {
 	if s.dir, err = os.MkdirTemp("", "tollgate-bench-"); err != nil {
 		return s, err
 	}
+	s.rpc = s.chain.WebSocketURL()
+	if counted {
+		if err := s.count(); err != nil {
+			return s, err
+		}
+	}
 	for _, a := range []*string{&s.paid, &s.plain, &s.open} {
 		if *a, err = freeAddress(); err != nil {
 			return s, err
@@ -97,7 +116,7 @@ func newStack(body string) (s *stack, err error) {
 	if err := os.Setenv("TOLLGATE_BENCH_KEY", hex.EncodeToString(crypto.FromECDSA(s.chain.Account("facilitator").Key))); err != nil {
 		return s, err
 	}
-	source := fmt.Sprintf(caddyfile, s.chain.Account("seller").Address.Hex(), s.chain.WebSocketURL(), filepath.Join(s.dir, "ledger"),
+	source := fmt.Sprintf(caddyfile, s.chain.Account("seller").Address.Hex(), s.rpc, filepath.Join(s.dir, "ledger"),
 		s.paid, s.plain, strconv.Quote(body), s.open)
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(source), map[string]any{"filename": "bench"})
 	if err != nil {
@@ -106,8 +125,32 @@ func newStack(body string) (s *stack, err error) {
 	return s, caddy.Load(config, true)
 }
 
+// count puts a server in front of the chain that counts what is asked.
+func (s *stack) count() error {
+	target, err := url.Parse(s.chain.URL())
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 64}
+	s.node = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.calls.Add(1)
+		proxy.ServeHTTP(w, r)
+	})}
+	s.rpc = "http://" + l.Addr().String()
+	go func() { _ = s.node.Serve(l) }() // ends with Close in close
+	return nil
+}
+
 func (s *stack) close() error {
 	err := caddy.Stop()
+	if s.node != nil {
+		err = errors.Join(err, s.node.Close())
+	}
 	if s.chain != nil {
 		err = errors.Join(err, s.chain.Close())
 	}
@@ -206,7 +249,7 @@ func benchChallenge(ctx context.Context) (rows []row, err error) {
 }
 
 func benchVerify(ctx context.Context) (rows []row, err error) {
-	s, err := newStack("x")
+	s, err := newCountedStack("x")
 	if err != nil {
 		return nil, err
 	}
@@ -215,33 +258,107 @@ func benchVerify(ctx context.Context) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	const payments = 512
-	docs := make([][]byte, payments)
-	for i := range docs {
-		if docs[i], err = s.verifyRequest(ctx, c); err != nil {
-			return nil, err
-		}
-	}
-	request := func(i int) []byte { return docs[i%payments] }
-	if _, err := generate(ctx, s.open, request, http.StatusOK, 4, time.Second); err != nil {
-		return nil, err
-	}
-	many, err := generate(ctx, s.open, request, http.StatusOK, 16, measureFor)
+	ours, err := s.verifying(ctx, c, s.open)
 	if err != nil {
 		return nil, err
 	}
-	one, err := generate(ctx, s.open, request, http.StatusOK, 1, measureFor)
+	theirs, err := s.verifyingOfficially(ctx, c)
 	if err != nil {
 		return nil, err
 	}
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	return []row{
-		{Name: "verify", Ours: many.perSecond, Unit: "req/s", Target: ">= 3x official Go (4000-5100)", Note: "16 connections, chain in the same process"},
-		{Name: "verify p50", Ours: float64(one.p50.Microseconds()) / 1000, Unit: "ms", Target: "<= 0.3", Note: fmt.Sprintf("1 connection; p99 %s", one.p99)},
+		row{
+			Name: "verify warm", Ours: ours.warm.perSecond, Baseline: theirs.warm.perSecond, Unit: "req/s", Target: ">= 30x TypeScript, 3x official Go (4000-5100)",
+			Note: "16 connections, payments that were seen in this block; beside the official TypeScript facilitator",
+		}.compare(false),
+		row{Name: "verify cold", Ours: ours.cold.perSecond, Baseline: theirs.cold.perSecond, Unit: "req/s", Target: "-", Note: "the same, each payment for the first time"}.compare(false),
+		row{Name: "verify p50", Ours: ms(ours.one.p50), Baseline: ms(theirs.one.p50), Unit: "ms", Target: "<= 0.3", Note: fmt.Sprintf("1 connection, warm; p99 %s, official %s", ours.one.p99, theirs.one.p99)}.compare(true),
+		row{Name: "verify cold p50", Ours: ms(ours.cold.p50), Baseline: ms(theirs.cold.p50), Unit: "ms", Target: "-", Note: fmt.Sprintf("16 connections; p99 %s, official %s", ours.cold.p99, theirs.cold.p99)}.compare(true),
+		row{Name: "verify calls warm", Ours: ours.callsWarm, Baseline: theirs.callsWarm, Unit: "calls", Target: "0", Note: "round trips to the node for each payment; new blocks are asked for beside that"}.compare(true),
+		row{Name: "verify calls cold", Ours: ours.callsCold, Baseline: theirs.callsCold, Unit: "calls", Target: "1", Note: "the same, each payment for the first time"}.compare(true),
 	}, nil
 }
 
+// verified is how a facilitator verified.
+type verified struct {
+	warm, cold, one      load
+	callsWarm, callsCold float64 // to the node, for each payment
+}
+
+// verifying measures /verify of the facilitator at an address.
+func (s *stack) verifying(ctx context.Context, c *payment.Received, address string) (v verified, err error) {
+	const known, fresh = 512, 4096
+	docs := make([][]byte, known+fresh)
+	for i := range docs {
+		if docs[i], err = s.verifyRequest(ctx, c, address); err != nil {
+			return v, err
+		}
+	}
+	again := func(i int) []byte { return docs[i%known] }
+	if _, err := generate(ctx, address, again, http.StatusOK, 4, time.Second); err != nil {
+		return v, err
+	}
+	count := func(to *load, per *float64, request func(i int) []byte, connections int) error {
+		before := s.calls.Load()
+		if *to, err = generate(ctx, address, request, http.StatusOK, connections, measureFor); err != nil {
+			return err
+		}
+		if to.requests > 0 {
+			*per = float64(s.calls.Load()-before) / float64(to.requests)
+		}
+		return nil
+	}
+	var ignored float64
+	err = errors.Join(
+		count(&v.warm, &v.callsWarm, again, 16),
+		count(&v.one, &ignored, again, 1),
+		count(&v.cold, &v.callsCold, func(i int) []byte {
+			if i >= fresh {
+				return nil
+			}
+			return docs[known+i]
+		}, 16),
+	)
+	return v, err
+}
+
+// verifyingOfficially is verifying of the official TypeScript facilitator, on
+// the same chain. Without it there is nothing to measure.
+func (s *stack) verifyingOfficially(ctx context.Context, c *payment.Received) (v verified, err error) {
+	script, err := filepath.Abs("e2e/interop/v2/facilitator.mjs")
+	if err != nil {
+		return v, err
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(script), "node_modules")); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: SKIPPED the official facilitator: it is not installed; run e2e/interop.sh first, from the root of the checkout")
+		return v, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "node", script)
+	cmd.Env = append(os.Environ(), "RPC_URL="+s.rpc, "PRIVATE_KEY=0x"+hex.EncodeToString(crypto.FromECDSA(s.chain.Account("facilitator2").Key)))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return v, err
+	}
+	if err := cmd.Start(); err != nil {
+		return v, fmt.Errorf("the official facilitator: %w", err)
+	}
+	defer func() {
+		cancel()
+		_ = cmd.Wait() // it was killed
+	}()
+	address, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return v, fmt.Errorf("the official facilitator did not start: %w", err)
+	}
+	return s.verifying(ctx, c, strings.TrimSpace(address))
+}
+
 // verifyRequest returns the bytes of a POST /verify of a fresh payment.
-func (s *stack) verifyRequest(ctx context.Context, c *payment.Received) ([]byte, error) {
+func (s *stack) verifyRequest(ctx context.Context, c *payment.Received, address string) ([]byte, error) {
 	offer := &c.Offers[0]
 	t, err := s.transfer(ctx, &offer.Offer)
 	if err != nil {
@@ -260,7 +377,7 @@ func (s *stack) verifyRequest(ctx context.Context, c *payment.Received) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	head := fmt.Sprintf("POST /verify HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", s.open, len(body))
+	head := fmt.Sprintf("POST /verify HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", address, len(body))
 	return append([]byte(head), body...), nil
 }
 
