@@ -115,7 +115,7 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 // it begins with depends on the order of a map.
 func ownWords(err error) string {
 	text := err.Error()
-	for _, module := range []string{"provision x402: ", "provision http.handlers.x402: ", "provision http.handlers.x402_facilitator: ", "provision http.handlers.x402_receipts: ", "provision http.handlers.x402_discovery: "} {
+	for _, module := range []string{"provision x402: ", "provision http.handlers.x402: ", "provision http.handlers.x402_facilitator: ", "provision http.handlers.x402_receipts: ", "provision http.handlers.x402_discovery: ", "provision http.matchers.x402_bot: "} {
 		if i := strings.LastIndex(text, module); i > 0 {
 			text = text[i:]
 		}
@@ -186,7 +186,7 @@ func FuzzCaddyfile(f *testing.F) {
 			}
 		}
 		for _, m := range []caddyfile.Unmarshaler{
-			&Paywall{}, &FacilitatorAPI{}, &Receipts{}, &Discovery{}, &MatchPayment{}, &HTTPFacilitator{}, &Embedded{}, &BadgerLedger{}, &MemoryLedger{}, &PostgresLedger{}, &KeySigner{}, &LogEncoder{},
+			&Paywall{}, &FacilitatorAPI{}, &Receipts{}, &Discovery{}, &MatchPayment{}, &MatchBot{}, &HTTPFacilitator{}, &Embedded{}, &BadgerLedger{}, &MemoryLedger{}, &PostgresLedger{}, &KeySigner{}, &LogEncoder{},
 		} {
 			if err := m.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
 				continue

@@ -15,6 +15,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -41,6 +42,13 @@ var ErrUnsigned = errors.New("there is no signature with the tag " + tag)
 type Verifier struct {
 	// Keys by their Thumbprint.
 	Keys map[string]ed25519.PublicKey
+
+	// The hosts that signatures may be for, in lower case, with their port
+	// where it is not the scheme's own. Default: whichever the request asks
+	// for, so something else must see to it that this is one of ours:
+	// otherwise what a crawler has signed for another site is good here for
+	// everybody who names that site.
+	Authorities []string
 
 	// How long ago a signature may have been made. Default: DefaultMaxAge.
 	MaxAge time.Duration
@@ -102,6 +110,9 @@ func (v *Verifier) verify(m *Message, input *member, signatures []member, now ti
 	}
 	if !covers(&input.item, "@authority") {
 		return "", errors.New("@authority is not covered")
+	}
+	if len(v.Authorities) > 0 && !slices.Contains(v.Authorities, m.authority()) {
+		return "", errors.New("the request asks for a host that signatures are not taken for")
 	}
 	if len(m.Header["Signature-Agent"]) > 0 && !covers(&input.item, "signature-agent") {
 		return "", errors.New("the request has a Signature-Agent that is not covered")

@@ -275,6 +275,19 @@ func TestASignatureIsGoodForWhatItDoesNotCover(t *testing.T) {
 	}
 }
 
+// Where a site answers to every host, what a crawler has signed for another
+// site must not be good here.
+func TestSignaturesAreOnlyTakenForOurHosts(t *testing.T) {
+	m := signed(t, testMessage(nil), usual(`"@authority"`))
+	for authority, good := range map[string]bool{"example.com": true, "example.org": false, "example.com:8443": false} {
+		v := testVerifier(t)
+		v.Authorities = []string{"first.example", authority}
+		if _, err := v.Verify(m, time.Unix(created+60, 0)); (err == nil) != good {
+			t.Errorf("with %s: %v", authority, err)
+		}
+	}
+}
+
 func TestOneGoodSignatureAmongOthersIsEnough(t *testing.T) {
 	m := signed(t, testMessage(nil), usual(`"@authority"`))
 	now := time.Unix(created+60, 0)
