@@ -67,7 +67,8 @@ func TestVerifiedCrawlersPassAndOthersPay(t *testing.T) {
 		t.Fatal(err)
 	}
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Seen", r.Header.Get("X-Bot"))
+		w.Header().Set("X-Seen", r.Header.Get("X-Bot")+r.Header.Get("X-402-Payer"))
+		w.Header().Set("Cache-Control", "public")
 	}))
 	defer upstream.Close()
 	s.load(formatted(paidSite("ledger memory verified\nfacilitator fake", `@verified x402_bot {
@@ -76,6 +77,8 @@ func TestVerifiedCrawlersPassAndOthersPay(t *testing.T) {
 	}
 	handle_path /shop/* {
 		handle @verified {
+			request_header -X-402-*
+			header >Cache-Control private
 			reverse_proxy `+strings.TrimPrefix(upstream.URL, "http://")+` {
 				header_up X-Bot "{http.x402.bot} {http.x402.bot_key}"
 			}
@@ -105,12 +108,12 @@ func TestVerifiedCrawlersPassAndOthersPay(t *testing.T) {
 		{"with an agent that is not signed", "/shop/a", append(known.sign(0, "@authority", s.address), "Signature-Agent", `"https://known.example"`), ""},
 		{"garbage", "/shop/a", []string{"Signature-Input", "sig1=(", "Signature", "x"}, ""},
 	} {
-		got := s.get(c.path, c.header...)
+		got := s.get(c.path, append(c.header, "X-402-Payer", "somebody", "X-Bot", "somebody")...)
 		if c.bot == "" && got.StatusCode != http.StatusPaymentRequired {
 			t.Errorf("%s: %s %s", c.name, got.Status, got.body)
 		}
-		if c.bot != "" && (got.StatusCode != http.StatusOK || got.Header.Get("X-Seen") != c.bot) {
-			t.Errorf("%s: %s, and the upstream saw %q, want %q", c.name, got.Status, got.Header.Get("X-Seen"), c.bot)
+		if c.bot != "" && (got.StatusCode != http.StatusOK || got.Header.Get("X-Seen") != c.bot || strings.Join(got.Header["Cache-Control"], ",") != "private") {
+			t.Errorf("%s: %s, and the upstream saw %q, want %q; %q", c.name, got.Status, got.Header.Get("X-Seen"), c.bot, got.Header["Cache-Control"])
 		}
 	}
 	if name, value := s.payFor("/shop/a"); s.get("/shop/a", name, value).body != "goods, ." {
@@ -216,4 +219,8 @@ func TestTheAccessLogNamesTheCrawler(t *testing.T) {
 	if len(got) != 3 || got[0] != (entry{Bot: "known"}) || got[1].Bot != "" || !strings.Contains(got[1].Reason, "signature") || got[2] != (entry{}) {
 		t.Errorf("the log has %+v", got)
 	}
+}
+
+func TestTheExamplesOfTheTiersAreFormattedAndValid(t *testing.T) {
+	checkExamples(t, "../docs/tiers.md", 3)
 }

@@ -457,12 +457,19 @@ func TestARequestWithoutAGoodPriceIsAnError(t *testing.T) {
 // The examples of the guide are what they say.
 func TestTheExamplesOfTheGuideAreFormattedAndValid(t *testing.T) {
 	t.Setenv("X402_QUOTE_SECRET", strings.Repeat("s", minQuoteSecret))
-	guide, err := os.ReadFile("../docs/pricing.md")
+	checkExamples(t, "../docs/pricing.md", 3)
+}
+
+// checkExamples validates the Caddyfiles in a guide, of which there must be
+// some.
+func checkExamples(t *testing.T, file string, least int) {
+	t.Helper()
+	guide, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	examples := regexp.MustCompile("(?s)```caddyfile\n(.*?)```").FindAllStringSubmatch(string(guide), -1)
-	if len(examples) < 3 {
+	if len(examples) < least {
 		t.Fatalf("%d examples", len(examples))
 	}
 	for _, e := range examples {
