@@ -83,7 +83,7 @@ func TestImportRules(t *testing.T) {
 		below []string
 		deps  []string
 	}{
-		{[]string{"payment", "payment/evm", "payment/extension", "payment/quote", "payment/svm"}, []string{"net/http", geth + "/ethclient", badger, caddy, tss}},
+		{[]string{"payment", "payment/evm", "payment/extension", "payment/pass", "payment/quote", "payment/svm"}, []string{"net/http", geth + "/ethclient", badger, caddy, tss}},
 		{[]string{"facilitator"}, []string{module + "/signer", caddy}},
 		{[]string{"signer"}, []string{module + "/facilitator", caddy}},
 		{[]string{"caddymodule"}, []string{tss, module + "/signer/mpc", module + "/internal/devchain"}},
@@ -109,7 +109,7 @@ func TestImportRules(t *testing.T) {
 				}
 			}
 		}
-		if slices.Contains([]string{"payment", "payment/evm", "payment/extension", "payment/quote", "payment/svm"}, p.ImportPath) {
+		if slices.Contains([]string{"payment", "payment/evm", "payment/extension", "payment/pass", "payment/quote", "payment/svm"}, p.ImportPath) {
 			for _, i := range p.Imports {
 				if standard := !strings.Contains(strings.SplitN(i, "/", 2)[0], "."); !standard && !slices.Contains(pure, i) && !below(i, module+"/payment", module+"/internal/strictjson") {
 					t.Errorf("%s imports %s: it may import the standard library and a few pure packages only", p.ImportPath, i)
