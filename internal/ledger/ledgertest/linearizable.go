@@ -34,6 +34,7 @@ func RunShared(t *testing.T, open func(t *testing.T, instances int) []ledger.Sto
 	t.Run("ANameIsOfOnePayment", func(t *testing.T) { aNameIsOfOnePayment(t, open(t, instances)) })
 	t.Run("SignInsAreUsedOnce", func(t *testing.T) { signInsAreUsedOnce(t, open(t, instances)) })
 	t.Run("TenantsShareTheirDays", func(t *testing.T) { tenantsShareTheirDays(t, open(t, instances)) })
+	t.Run("PassesAreUsedAsOftenAsBought", func(t *testing.T) { passesAreUsedAsOftenAsBought(t, open(t, instances)) })
 	t.Run("OppositeOrdersDoNotBlock", func(t *testing.T) { oppositeOrdersDoNotBlock(t, open(t, instances)) })
 }
 
