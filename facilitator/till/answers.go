@@ -165,6 +165,7 @@ func expose(h http.Header) {
 func (v *visit) stamp(h http.Header) {
 	strip(h)
 	v.settled(h)
+	v.handPass(h)
 	expose(h)
 	uncacheable(h)
 }

@@ -60,6 +60,7 @@ func (v *visit) owing(r *ledger.Record) error {
 		message = "this payment could not be delivered, and has been refunded"
 		v.sale.Reason = "refunded"
 	}
+	v.bought = ""
 	v.stamp(v.w.Header())
 	ctx, cancel := detach(v.r, v.route.deadline())
 	defer cancel()

@@ -8,6 +8,7 @@ import (
 	"math/big"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tollgate402/tollgate/facilitator"
@@ -15,6 +16,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/extension"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 // A visit is one request to a priced route that came with a payment.
@@ -35,6 +37,7 @@ type visit struct {
 	name     string        // that the payer gave the payment, or ""
 	funds    *big.Int      // what the payer could have paid when the payment was verified; nil if that is not known
 	tariff   *meter.Tariff // nil where the charge is the offer's amount
+	bought   string        // the pass that the payment has bought, or ""
 	until    time.Time     // the end of all waiting for the chain; the upstream's time does not count
 }
 
@@ -53,6 +56,11 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 	// request must not see them.
 	r.Header.Del(payment.HeaderPayment)
 	r.Header.Del(payment.HeaderPaymentV1)
+	text := ""
+	if route.Pass != nil {
+		text = strings.Join(r.Header.Values(pass.Header), ",") // of which there must be one
+	}
+	r.Header.Del(pass.Header)
 	signIn := ""
 	if route.Extensions.SignIn > 0 {
 		signIn = r.Header.Get(extension.HeaderSignIn)
@@ -67,6 +75,8 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 		return v.sale, err
 	}
 	switch {
+	case p == nil && text != "":
+		return v.sale, v.withPass(text)
 	case p == nil && signIn != "":
 		return v.sale, v.signIn(signIn)
 	case p == nil:
@@ -408,6 +418,7 @@ func (v *visit) paid(r *ledger.Record) {
 	if charge, err := charged(r, v.offer); err == nil {
 		v.sale.Amount = charge
 	}
+	v.bought = v.makePass(r)
 }
 
 // first settles, and then lets the upstream stream.
@@ -464,6 +475,7 @@ func (v *visit) stream(paid ledger.Record) error {
 	if !left || w.status >= 500 || v.r.Context().Err() != nil {
 		v.undelivered(&r, w.status)
 		if err != nil && w.status == 0 {
+			v.bought = "" // what has failed may yet be given back
 			v.stamp(v.w.Header())
 		}
 		return err

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/tollgate402/tollgate/facilitator/till/meter"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 // errLost says that a delivery is not ours any more.
@@ -37,6 +38,9 @@ func (w *receiptWriter) WriteHeader(status int) {
 		return
 	}
 	w.stamp(w.Header())
+	if status >= 500 {
+		w.Header().Del(pass.Header) // what has failed may yet be given back
+	}
 	unannounce(w.Header(), nil)
 	w.status = status
 	if w.began != nil && status < 500 {

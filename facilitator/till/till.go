@@ -107,6 +107,11 @@ type Route struct {
 
 	// Extensions are those of protocol v2 that the route has.
 	Extensions Extensions
+
+	// Pass is what a payment buys beside its answer; nil is nothing. It is
+	// for routes that are Held or First.
+	Pass *Pass
+
 	// Tariffs say what an answer costs that is paid by upto, by token. Without
 	// one it costs the maximum. The modes are Held and Metered.
 	Tariffs map[payment.Token]*meter.Tariff
@@ -135,6 +140,7 @@ type Sale struct {
 	Replayed    bool   // an earlier answer was given again
 	OnCredit    bool   // the answer was given before the money moved
 	SignedIn    bool   // nothing was paid: the payer had paid for it before
+	Pass        bool   // nothing was paid: the request had a pass, which Payment has bought
 }
 
 // An Upstream makes the goods. s says who pays for them.
@@ -172,6 +178,8 @@ type Till struct {
 
 	mu     sync.Mutex
 	atWork map[payment.Key]chan struct{} // guarded by mu: closed when the request that works on the payment ends
+
+	standings standings // of payments that passes were shown of
 
 	background background
 }
