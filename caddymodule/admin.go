@@ -29,6 +29,8 @@ func init() {
 //   - GET /x402/payments lists them; state, due, limit and after narrow it down
 //   - GET /x402/payments/<id> shows one
 //   - POST /x402/payments/<id>/refund gives its money back
+//   - POST /x402/passes/<id>/revoke ends the pass that a payment has bought
+//   - GET /x402/passes/key is the public key by which passes can be verified
 //   - GET /x402/ledger/check walks through the ledger
 //   - GET /x402/ledger/backup is a backup of it
 type Admin struct{ app *App }
@@ -72,10 +74,13 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case len(parts) == 3 && parts[0] == "payments" && parts[2] == "refund":
 		want = http.MethodPost
+	case len(parts) == 3 && parts[0] == "passes" && parts[2] == "revoke":
+		want = http.MethodPost
+	case len(parts) == 2 && parts[0] == "passes" && parts[1] == "key":
 	case len(parts) == 1 && parts[0] == "payments", len(parts) == 2 && parts[0] == "payments":
 	case len(parts) == 2 && parts[0] == "ledger" && (parts[1] == "check" || parts[1] == "backup"):
 	default:
-		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
+		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/passes/<id>/revoke, /x402/passes/key, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
 	}
 	if r.Method != want {
 		w.Header().Set("Allow", want)
@@ -87,6 +92,9 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		return reply(w, survey, err)
 	case parts[0] == "ledger":
 		return a.backup(w, r, e)
+	case len(parts) == 2 && parts[0] == "passes":
+		key, err := a.passKey()
+		return reply(w, key, err)
 	case len(parts) == 1:
 		list, err := a.list(r, e)
 		return reply(w, list, err)
@@ -95,18 +103,35 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return apiError(http.StatusBadRequest, "%w: \"tollgate payments\" lists them", err)
 	}
+	if parts[0] == "passes" {
+		done, err := a.revokePass(r, e, k)
+		return reply(w, done, err)
+	}
 	if want == http.MethodPost {
 		return a.refund(w, r, e, k)
 	}
 	record, err := e.book.ledger.Get(r.Context(), k)
 	if errors.Is(err, ledger.ErrNotFound) {
-		return apiError(http.StatusNotFound, "the ledger knows no payment %s: \"tollgate payments\" lists those it knows", k)
+		return unknownPayment(k)
 	}
 	return reply(w, a.view(&record), err)
 }
 
+func unknownPayment(k payment.Key) error {
+	return apiError(http.StatusNotFound, "the ledger knows no payment %s: \"tollgate payments\" lists those it knows", k)
+}
+
+// notFromAPage refuses orders that a page in a browser could send without
+// asking first. body says what the order must have.
+func notFromAPage(r *http.Request, body string) error {
+	if media, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); strings.TrimSpace(media) != "application/json" {
+		return apiError(http.StatusUnsupportedMediaType, "send Content-Type: application/json, with %s", body)
+	}
+	return nil
+}
+
 // reply writes what was found out, or says why it was not.
-func reply[D *ledger.Survey | *paymentList | *paymentView | *refundView](w http.ResponseWriter, d D, err error) error {
+func reply[D *ledger.Survey | *paymentList | *paymentView | *refundView | *passView | *passKeyView](w http.ResponseWriter, d D, err error) error {
 	if api := (caddy.APIError{}); errors.As(err, &api) {
 		return err
 	}
@@ -258,9 +283,8 @@ type refundView struct {
 const refundDeadline = 60 * time.Second
 
 func (a *Admin) refund(w http.ResponseWriter, r *http.Request, e *engine, k payment.Key) error {
-	// A page in a browser cannot send this type without asking first.
-	if media, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); strings.TrimSpace(media) != "application/json" {
-		return apiError(http.StatusUnsupportedMediaType, "send Content-Type: application/json, with {} or {\"force\":true}")
+	if err := notFromAPage(r, `{} or {"force":true}`); err != nil {
+		return err
 	}
 	var order struct {
 		Force bool `json:"force"`

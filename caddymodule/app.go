@@ -21,6 +21,7 @@ import (
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 	"github.com/tollgate402/tollgate/payment/extension"
+	"github.com/tollgate402/tollgate/payment/pass"
 	"github.com/tollgate402/tollgate/payment/quote"
 )
 
@@ -106,16 +107,26 @@ type App struct {
 	// Default: one that each process makes up.
 	QuoteSecret string `json:"quote_secret,omitempty"`
 
+	// What passes are signed with: one placeholder, such as
+	// {env.X402_PASS_SECRET}, for at least 32 characters that are hard to
+	// guess. Passes that were sold are good for as long as it stays, and
+	// several instances that serve the same routes need the same one. Needed
+	// where a route has a pass.
+	PassSecret string `json:"pass_secret,omitempty"`
+
 	networks map[payment.Network]*Network
 	remote   Remote  // nil where this process settles
 	wrapper  Wrapper // nil where it does not
 	ledger   LedgerModule
 	offers   []payment.Offer           // of all routes
 	quoteKey *quote.Key                // nil where the process makes one up
+	passKey  *pass.Key                 // nil where there are no passes
 	signedBy extension.AgreementSigner // nil where nothing is signed
 	metrics  *metrics
 	ctx      caddy.Context
 	logger   *slog.Logger
+
+	unnamedPass bool // a route has a pass without a name
 
 	engine   atomic.Pointer[engine] // nil unless the app runs
 	discreet atomic.Bool            // the logs are known to leave payments out
@@ -234,6 +245,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if a.quoteKey, err = quoteKeyOf(a.QuoteSecret); err != nil {
+		return err
+	}
+	if a.passKey, err = passKeyOf(a.PassSecret); err != nil {
 		return err
 	}
 	if a.remote, a.wrapper, err = loadFacilitator(ctx, a); err != nil {

@@ -65,6 +65,7 @@ func init() {
 //		held      { memory <size>; disk <size>; dir <path> }
 //		max_price <price>
 //		quote_secret {env.NAME}
+//		pass_secret {env.NAME}
 //	}
 //
 // The settings of until by amount stand on lines of their own.
@@ -117,8 +118,10 @@ func (a *App) parse(d *caddyfile.Dispenser) (err error) {
 		return text(d, &a.MaxPrice)
 	case quoteSecret:
 		return checked(d, &a.QuoteSecret, func(s string) error { return checkSecret(quoteSecret, s, quotesExample) })
+	case passSecret:
+		return checked(d, &a.PassSecret, func(s string) error { return checkSecret(passSecret, s, passExample) })
 	}
-	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "signed_by", "held", "max_price", "quote_secret")
+	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "signed_by", "held", "max_price", "quote_secret", "pass_secret")
 }
 
 // checkAddress checks an address that is not a placeholder. The networks that
@@ -270,6 +273,7 @@ func (n *Network) parseToken(d *caddyfile.Dispenser) error {
 //		max_body    <size>
 //		retry_unsafe
 //		quote_ignores <header>...
+//		pass        [<duration>] [<calls>] [as <name>]
 //		payment_identifier optional | required
 //		siwx        <duration>
 //		discover    off | { … }  # see docs/extensions.md
@@ -344,7 +348,7 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return p.Extensions.parse(d)
 	}
 	switch setting := d.Val(); setting {
-	case "settle", "until", "exposure", "charge":
+	case "settle", "until", "exposure", "charge", "pass":
 		p.where.note(d, setting)
 	}
 	switch d.Val() {
@@ -382,13 +386,19 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		return size(d, &p.MaxBody)
 	case "retry_unsafe":
 		return toggle(d, &p.RetryUnsafe)
+	case "pass":
+		if p.Pass != nil {
+			return d.Err("pass is given twice")
+		}
+		p.Pass = &Pass{}
+		return p.Pass.parse(d)
 	case "quote_ignores":
 		return texts(d, &p.QuoteIgnores)
 	case "offer":
 		return p.parseOffer(d)
 	}
 	return unknown(d, "x402", slices.Concat(offerSettings,
-		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "charge", "offer"},
+		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "charge", "pass", "offer"},
 		extensionSettings)...)
 }
 

@@ -76,6 +76,18 @@ nothing gets the money back.`,
 		Func: func(fl caddycmd.Flags) (int, error) { return run(fl, cmdRefund) },
 	})
 	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "pass",
+		Usage: "revoke <payment> | key [--address <addr>]",
+		Short: "Revokes a pass, or shows the key by which passes are verified",
+		Long: `
+revoke ends the pass that a payment has bought, for good. The payment stays as
+it is: "tollgate refund" gives money back, and ends the pass, too.
+
+key writes the public key, by which whoever has it can verify a pass.`,
+		Flags: flags("pass", func(fs *flag.FlagSet) { fs.Bool("json", false, "Write JSON on a terminal, too") }),
+		Func:  func(fl caddycmd.Flags) (int, error) { return run(fl, cmdPass) },
+	})
+	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "ledger",
 		Usage: "check | backup <file> | restore <file> [--to <directory>] [--address <addr>]",
 		Short: "Checks, backs up or restores the ledger",

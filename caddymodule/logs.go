@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 func init() {
@@ -167,7 +168,7 @@ func confidential(name string) bool {
 		return false
 	}
 	switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
-	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response", "sign-in-with-x":
+	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response", "sign-in-with-x", "x-402-pass":
 		return true
 	}
 	return false
@@ -210,7 +211,7 @@ func (a *App) checkLogs() {
 // unlogged reports whether Caddy must not log a request, and sees to it that
 // no line about it gets into the access log.
 func (a *App) unlogged(r *http.Request) bool {
-	if a.discreet.Load() || len(r.Header[payment.HeaderPayment])+len(r.Header[payment.HeaderPaymentV1]) == 0 {
+	if a.discreet.Load() || len(r.Header[payment.HeaderPayment])+len(r.Header[payment.HeaderPaymentV1])+len(r.Header[pass.Header]) == 0 {
 		return false
 	}
 	caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)

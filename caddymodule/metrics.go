@@ -28,7 +28,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 		}, []string{"network"}),
 		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "x402", Name: "payments_total",
-			Help: "Requests with a payment, by network and by what became of them: paid, on_credit, replayed, pending, unavailable, refund_due or refused.",
+			Help: "Requests with a payment, by network and by what became of them: paid, pass (paid before), on_credit, replayed, pending, unavailable, refund_due or refused.",
 		}, []string{"network", "outcome"}),
 		losses: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "x402", Name: "written_off_total",
@@ -62,7 +62,7 @@ func (m *metrics) count(r *till.Route, s *till.Sale) {
 	case till.ReasonNoPrice:
 		return // an error, which Caddy counts
 	case "":
-		if !s.Paid && !s.SignedIn {
+		if !s.Paid && !s.SignedIn && !s.Pass {
 			return // a CORS preflight
 		}
 	}
@@ -87,6 +87,8 @@ func outcome(s *till.Sale) string {
 	switch {
 	case s.SignedIn:
 		return "signed_in"
+	case s.Pass:
+		return "pass"
 	case s.OnCredit && !s.Replayed:
 		return "on_credit"
 	case s.Reason == till.ReasonRefundDue:

@@ -37,6 +37,7 @@ func init() {
 //
 //   - {http.x402.paid} is true once the money has moved
 //   - {http.x402.signed_in} is true where the payer had paid before, and signed in
+//   - {http.x402.pass} is true where the request had a pass, which payment_id has bought
 //   - {http.x402.payer} is who pays
 //   - {http.x402.amount} is the price in atomic units of the token; once the
 //     money has moved, what was charged
@@ -121,6 +122,10 @@ type Paywall struct {
 	// server does. Default: none. See docs/pricing.md.
 	QuoteIgnores []string `json:"quote_ignores,omitempty"`
 
+	// What a payment buys beside its answer. Not with settle "optimistic" or
+	// "metered". Default: nothing.
+	Pass *Pass `json:"pass,omitempty"`
+
 	// The extensions of protocol v2 that the route has.
 	Extensions
 
@@ -143,6 +148,9 @@ func (p *Paywall) Provision(ctx caddy.Context) error {
 	}
 	p.app = app.(*App)
 	if p.route, err = p.build(); err != nil {
+		return err
+	}
+	if err := p.claimPass(); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(p.route.Offers, unpinned) {
@@ -205,6 +213,10 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	passes, err := p.passes(m)
+	if err != nil {
+		return nil, err
+	}
 	if err := p.checkUpto(string(m), challenge.Offers); err != nil {
 		return nil, err
 	}
@@ -224,7 +236,7 @@ func (p *Paywall) build() (*till.Route, error) {
 		Challenge: prepared, Offers: challenge.Offers, Pricer: pricer, Mode: m, Origin: p.Origin, Deadline: time.Duration(whole.Deadline),
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
-		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Tariffs: tariffs, Extensions: extensions,
+		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Tariffs: tariffs, Extensions: extensions, Pass: passes,
 	}, nil
 }
 
@@ -365,6 +377,8 @@ func (p *placeholders) get(key string) (any, bool) {
 		return s.Paid, true
 	case "signed_in":
 		return s.SignedIn, true
+	case "pass":
+		return s.Pass, true
 	case "payer":
 		return s.Payer, true
 	case "amount":
@@ -385,7 +399,7 @@ func (p *placeholders) get(key string) (any, bool) {
 
 // units returns the amount in atomic units, or "" where there was no payment.
 func units(s *till.Sale) string {
-	if s.Payment == "" {
+	if s.Payment == "" || s.Amount.Token().Address == "" { // the payment of a pass, which is shown and not made
 		return ""
 	}
 	return s.Amount.Units()

@@ -544,23 +544,16 @@ func (l lookup) Type() ref.Type { return types.MapType }
 func (l lookup) Value() any { return l }
 
 const (
-	quoteSecret    = "quote_secret"
-	quotesExample  = "X402_QUOTE_SECRET"
-	minQuoteSecret = 32
+	quoteSecret   = "quote_secret"
+	quotesExample = "X402_QUOTE_SECRET"
 )
 
 // quoteKeyOf returns the key that quotes are made with, or nil where each
 // process makes up its own.
 func quoteKeyOf(setting string) (*quote.Key, error) {
-	if setting == "" {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	s, err := secret(quoteSecret, setting, quotesExample)
-	if err != nil {
+	s, err := longSecret(quoteSecret, setting, quotesExample)
+	if err != nil || s == "" {
 		return nil, err
-	}
-	if len(s) < minQuoteSecret {
-		return nil, fmt.Errorf("%s has %d characters, and needs %d: make one with \"openssl rand -hex 32\"", quoteSecret, len(s), minQuoteSecret)
 	}
 	key := quote.DeriveKey([]byte(s))
 	return &key, nil

@@ -456,7 +456,7 @@ func TestARequestWithoutAGoodPriceIsAnError(t *testing.T) {
 
 // The examples of the guide are what they say.
 func TestTheExamplesOfTheGuideAreFormattedAndValid(t *testing.T) {
-	t.Setenv("X402_QUOTE_SECRET", strings.Repeat("s", minQuoteSecret))
+	t.Setenv("X402_QUOTE_SECRET", strings.Repeat("s", minSecret))
 	checkExamples(t, "../docs/pricing.md", 3)
 }
 

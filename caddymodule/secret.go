@@ -41,3 +41,22 @@ func checkSecret(what, s, example string) error {
 	return fmt.Errorf("%s must not be written into the configuration: write {env.%s} or {file./run/secrets/%s}; {$%s} does not help, it is replaced while the Caddyfile is read",
 		what, example, strings.ToLower(example), example)
 }
+
+// minSecret is how long a secret must be that keys are made of.
+const minSecret = 32
+
+// longSecret resolves the setting of a secret that keys are made of, or
+// returns "" where there is none.
+func longSecret(what, setting, example string) (string, error) {
+	if setting == "" {
+		return "", nil
+	}
+	s, err := secret(what, setting, example)
+	if err != nil {
+		return "", err
+	}
+	if len(s) < minSecret {
+		return "", fmt.Errorf("%s has %d characters, and needs %d: make one with \"openssl rand -hex 32\"", what, len(s), minSecret)
+	}
+	return s, nil
+}
