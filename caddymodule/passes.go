@@ -40,7 +40,7 @@ type Pass struct {
 	Name string `json:"name,omitempty"`
 }
 
-const howPass = "write \"pass 24h\", \"pass 100\" for a number of calls, or \"pass 24h 100\""
+const howLong = "write \"pass 24h\", \"pass 100\" for a number of calls, or \"pass 24h 100\""
 
 func (p *Pass) check() error {
 	d := time.Duration(p.For)
@@ -48,7 +48,7 @@ func (p *Pass) check() error {
 	case d < 0 || d%time.Second != 0:
 		return errors.New("pass: a duration is of whole seconds, such as 24h")
 	case d == 0 && p.Calls == 0:
-		return errors.New("pass: it has no end: " + howPass)
+		return errors.New("pass: it has no end: " + howLong)
 	case strings.Trim(p.Name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "":
 		return fmt.Errorf("pass: the name %q is not made of letters, digits, \"-\", \"_\" and \".\"", p.Name)
 	}
@@ -68,7 +68,7 @@ func (p *Pass) parse(d *caddyfile.Dispenser) error {
 		}
 		length, err := caddy.ParseDuration(word)
 		if err != nil || length <= 0 || p.For != 0 || p.Calls != 0 {
-			return d.Errf("%q cannot be in a pass: %s", word, howPass)
+			return d.Errf("%q cannot be in a pass: %s", word, howLong)
 		}
 		p.For = caddy.Duration(length)
 	}

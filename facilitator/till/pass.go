@@ -44,8 +44,8 @@ const (
 	PassTooSmall  payment.Reason = "pass_paid_less_than_the_price"
 )
 
-// headerPassCalls says in an answer how many calls of its pass are left.
-const headerPassCalls = "X-402-Pass-Calls"
+// headerCallsLeft says in an answer how many calls of its pass are left.
+const headerCallsLeft = "X-402-Pass-Calls"
 
 const (
 	// standingKept is for how long it is taken for granted that a payment
@@ -263,8 +263,8 @@ func (v *visit) pass(c *pass.Claims, used uint32) error {
 		uncacheable(h)
 		h.Add("Vary", pass.Header)
 		if c.Calls > 0 {
-			h.Set(headerPassCalls, strconv.FormatUint(uint64(c.Calls-used), 10))
-			h.Add("Access-Control-Expose-Headers", headerPassCalls)
+			h.Set(headerCallsLeft, strconv.FormatUint(uint64(c.Calls-used), 10))
+			h.Add("Access-Control-Expose-Headers", headerCallsLeft)
 		}
 	}
 	failed := true // unless the upstream comes back

@@ -124,7 +124,7 @@ func (k Key) Make(c *Claims) (string, error) {
 		if len(s) > maxText {
 			return "", fmt.Errorf("pass: %.40q… is too long for one", s)
 		}
-		raw = append(raw, byte(len(s)))
+		raw = append(raw, byte(len(s))) //nolint:gosec // it was compared with maxText
 		raw = append(raw, s...)
 	}
 	if _, ok := decode(raw); !ok {
