@@ -122,8 +122,8 @@ func (t *Till) standing(ctx context.Context, k payment.Key) (standing, error) {
 	return known, nil
 }
 
-// RevokePass ends the pass of a payment for good. Other processes that share
-// the ledger may let one that is good for a time be used for two seconds more.
+// RevokePass ends the pass of a payment for good. One that is good for a time
+// may be used for two seconds more, one whose calls are counted is not.
 // It returns ledger.ErrNotFound for a payment that is not known.
 func (t *Till) RevokePass(ctx context.Context, k payment.Key) error {
 	if _, err := t.Ledger.Get(ctx, k); err != nil {
