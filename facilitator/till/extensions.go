@@ -191,16 +191,29 @@ func (v *visit) signIn(header string) error {
 	up := v.r.Clone(v.r.Context())
 	up.Body = v.r.Body
 	strip(up.Header)
+	v.listens()
+	v.unprice(up.Header)
 	up.Header.Set("X-402-Payer", payer)
 	up.Header.Set("X-402-Signed-In", "true")
 	w := &receiptWriter{ResponseWriter: v.w, stamp: func(h http.Header) {
 		strip(h)
+		v.unprice(h)
+		unannounce(h, v.tariff)
 		uncacheable(h)
 		h.Add("Vary", extension.HeaderSignIn)
 	}}
 	err = v.next(w, up, v.sale)
 	w.end()
+	v.unprice(w.Header())
 	return err
+}
+
+// listens sets the tariff of a request that is not charged, so that what the
+// upstream says of its price is taken out all the same.
+func (v *visit) listens() {
+	for _, t := range v.route.Tariffs {
+		v.tariff = t // all of a route listen to the same header
+	}
 }
 
 // unavailable answers that something could not be found out, where there is

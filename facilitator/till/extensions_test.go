@@ -15,6 +15,7 @@ import (
 
 	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
 	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
@@ -383,5 +384,27 @@ func TestAPaymentWithoutItsNameThatSomebodyElseLandsIsServed(t *testing.T) {
 	s.wantPaid(s.ask(http.MethodGet, "/x", "", first), first, http.StatusOK, "goods")
 	if got := s.bank.transfers(); got != 2 {
 		t.Errorf("%d transfers", got)
+	}
+}
+
+// What the upstream says of its price reaches nobody, whoever asks.
+func TestPricesStayInsideOfSignedInAnswers(t *testing.T) {
+	s := open(t, fakeBank(t), till.Held)
+	s.extend(till.Extensions{SignIn: time.Hour})
+	p := s.authorize(payment.V2)
+	s.wantPaid(s.ask(http.MethodGet, "/x", "", p), p, http.StatusOK, "hello GET /x")
+	s.offers(func(r *till.Route) {
+		r.Tariffs = map[payment.Token]*meter.Tariff{facilitatortest.USDC(t): {Header: "X-Charge"}}
+	})
+	var heard string
+	s.sells(func(w http.ResponseWriter, r *http.Request, _ *till.Sale) error {
+		heard = r.Header.Get("X-Charge")
+		w.Header().Set("X-Charge", "7")
+		fmt.Fprint(w, "goods")
+		return nil
+	})
+	a := s.ask(http.MethodGet, "/x", "", nil, extension.HeaderSignIn, s.signIn(s.bank.payer, "/x").Header(), "X-Charge", "1")
+	if a.status != http.StatusOK || a.body != "goods" || a.header.Get("X-Charge") != "" || heard != "" {
+		t.Errorf("%d %q %v, the upstream heard %q", a.status, a.body, a.header, heard)
 	}
 }

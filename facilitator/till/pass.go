@@ -244,9 +244,7 @@ func (v *visit) covered(c *pass.Claims) bool {
 // many calls are used now. A call that fails with 5xx is given back.
 func (v *visit) pass(c *pass.Claims, used uint32) error {
 	v.sale.Pass = true
-	for _, t := range v.route.Tariffs {
-		v.tariff = t // all of a route listen to the same header
-	}
+	v.listens()
 	up := v.r.Clone(v.r.Context())
 	up.Body = v.r.Body
 	strip(up.Header)
