@@ -318,6 +318,7 @@ func TestReorgSendsAPermitAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.awaitStored(j.Record.Key, ledger.Sent)
+	// A broadcast can be swallowed by the reorganization, and replaced then.
 	for deadline := time.Now().Add(15 * time.Second); !w.stored(j.Record.Key).State.Paid() && time.Now().Before(deadline); w.sees() {
 		w.clock.Advance(5 * time.Second)
 		w.mine(1)
@@ -325,10 +326,9 @@ func TestReorgSendsAPermitAgain(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+	w.mine(8)
+	w.sees()
 	w.wantEarned(700)
-	if n := len(w.node.transactions()); n != 1 {
-		t.Errorf("%d different transactions", n)
-	}
 }
 
 func TestRestartSendsTheStoredPermit(t *testing.T) {
