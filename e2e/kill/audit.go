@@ -132,7 +132,7 @@ func (a *auditor) clients() []problem {
 	defer a.book.mu.Unlock()
 	for _, c := range a.book.late[a.overdue:] {
 		problems = append(problems, problem{late, fmt.Sprintf("an instance that had it under way died, and it was answered %s later, and more than %s after the last death",
-			c.takeover.Round(time.Millisecond), takeoverLimit), c})
+			c.takeover.Round(time.Millisecond), a.book.limit), c})
 	}
 	a.overdue = len(a.book.late)
 	for nonce, c := range a.book.cheques {

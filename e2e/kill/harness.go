@@ -62,6 +62,7 @@ func newHarness(ctx context.Context, o options) (h *harness, err error) {
 		options: o, book: newBook(o.instances), plan: newPlan(o), closing: make(chan struct{}),
 		clientErr: make(chan error, o.clients), points: map[failpoint.Point]int{}, counts: map[kind]int{},
 	}
+	h.book.limit = o.takeover
 	if o.ledger == onPostgres {
 		if h.database, err = createDatabase(ctx, os.Getenv(databaseVariable)); err != nil {
 			return nil, err

@@ -43,6 +43,7 @@ type options struct {
 	facilitator string
 	ledger      string
 	instances   int
+	takeover    time.Duration
 	without     string
 	binary      string
 	jams        float64
@@ -69,6 +70,7 @@ func main() {
 	flag.StringVar(&o.facilitator, "facilitator", embedded, "who settles: embedded, or remote, which is a second process that is killed too")
 	flag.StringVar(&o.ledger, "ledger", onBadger, "where the ledger is: badger, or postgres, which makes a database of its own on the server that "+databaseVariable+" names")
 	flag.IntVar(&o.instances, "instances", 1, "how many instances of the shop share the ledger; with postgres only, more than one")
+	flag.DurationVar(&o.takeover, "takeover", takeoverLimit, "how long after the death of an instance the living may take to answer what it had under way")
 	flag.StringVar(&o.without, "without", "", "points that this build cannot reach, such as `K11`; they are named in the result")
 	flag.StringVar(&o.binary, "binary", "", "a cmd/tollgate that is already built with the tag failpoint")
 	flag.BoolVar(&o.reruns, "allow-reruns", false, "let the upstream run again for a POST whose payment was released after a crash")
@@ -197,8 +199,8 @@ func (t *totals) enough(o options) error {
 	case o.instances <= 1:
 	case len(t.takeovers) == 0:
 		errs = append(errs, errors.New("no instance died with a payment under way"))
-	case slow > takeoverLimit.Milliseconds():
-		errs = append(errs, fmt.Errorf("what dead instances had under way took %d ms to be answered; %s are allowed", slow, takeoverLimit))
+	case slow > o.takeover.Milliseconds():
+		errs = append(errs, fmt.Errorf("what dead instances had under way took %d ms to be answered; %s are allowed", slow, o.takeover))
 	}
 	return errors.Join(errs...)
 }

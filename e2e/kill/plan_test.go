@@ -242,7 +242,7 @@ func TestARunWithoutTimelyTakeoversFails(t *testing.T) {
 		{[]time.Duration{time.Second, 11 * time.Second}, 3, false},
 	} {
 		r := totals{payments: 10, settled: 10, points: points, takeovers: c.takeovers}
-		if err := r.enough(options{instances: c.instances}); (err == nil) != c.fine {
+		if err := r.enough(options{instances: c.instances, takeover: takeoverLimit}); (err == nil) != c.fine {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
