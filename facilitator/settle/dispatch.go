@@ -320,7 +320,7 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 	}
 	if alone && len(rest) > 0 {
 		if err := Went(rest[0].it.signed, run); err != nil {
-			rest[0].finish(doing, e.failure(err))
+			rest[0].finish(doing, e.failure(err, rest[0].contract))
 			return nil
 		}
 	}
@@ -357,9 +357,13 @@ func (e *Engine) gas(contract bool) uint64 {
 
 // failure tells a transfer's own failure from one for want of gas, which our
 // limit is to blame for.
-func (e *Engine) failure(err error) error {
+func (e *Engine) failure(err error, contract bool) error {
 	if revert, ok := errors.AsType[*chain.RevertError](err); ok && len(revert.Data) == 0 && len(revert.Reason) >= 10 && revert.Reason[:10] == "out of gas" {
-		return fmt.Errorf("the transfer takes more gas than the limit is %d: raise max_gas", e.MaxGas)
+		setting := "max_gas"
+		if contract {
+			setting = "max_wallet_gas"
+		}
+		return fmt.Errorf("the transfer takes more gas than the limit is %d: raise %s", e.gas(contract), setting)
 	}
 	return err
 }
@@ -474,7 +478,7 @@ func (e *Engine) sift(ctx context.Context, l *lane, tickets []*ticket, head chai
 	}
 	for i, t := range badly {
 		if err := questions[i].(*chain.Call).Err; err != nil {
-			t.finish(doing, e.failure(err))
+			t.finish(doing, e.failure(err, false))
 			continue
 		}
 		t.most = 1

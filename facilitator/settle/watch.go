@@ -554,8 +554,7 @@ func (e *Engine) anchor(ctx context.Context, it *item, found *ledger.Inclusion, 
 }
 
 // search asks whether the nonce has been used, and if so, reads the logs since
-// the payment was decided on for what used it. With nodes above 1 as many must
-// show them.
+// the payment was decided on for what used it.
 func (e *Engine) search(ctx context.Context, it *item, r *ledger.Record, h horizon, s *Sight) error {
 	used, err := e.usedAt(ctx, it, h.head.Hash)
 	if err != nil {
