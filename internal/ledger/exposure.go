@@ -129,9 +129,9 @@ func (c *Caps) exceeded(units, all, own *big.Int) bool {
 // counts until Covered. On a store that several processes share, it counts for
 // all of them.
 func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, change func(*Record) error, held []byte, until time.Time) (Record, error) {
-	also := func(*Record) []Write { return nil }
+	var riders []Rider
 	if held != nil {
-		also = holding(held, until)
+		riders = append(riders, holding(held, until))
 	}
 	expose := func(now *Record) error {
 		if now.Exposed != nil {
@@ -144,7 +144,7 @@ func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, c
 		return nil
 	}
 	if l.shared {
-		return l.updateTabs(ctx, r.Key, caps, false, expose, also)
+		return l.updateTabs(ctx, r.Key, caps, false, expose, riders...)
 	}
 	if err := l.count(ctx); err != nil {
 		return Record{}, err
@@ -152,7 +152,7 @@ func (l *Ledger) Expose(ctx context.Context, r *Record, x Exposure, caps Caps, c
 	if err := l.exposures.reserve(r, &x, caps); err != nil {
 		return Record{}, err
 	}
-	stored, err := l.update(ctx, r.Key, expose, also)
+	stored, err := l.UpdateWith(ctx, r.Key, expose, riders...)
 	var failed *FailedError
 	if err != nil && !errors.As(err, &failed) { // else it may be on disk
 		l.exposures.mu.Lock()
@@ -193,16 +193,16 @@ func (l *Ledger) Covered(ctx context.Context, k payment.Key, lost bool, change f
 		return nil
 	}
 	if l.shared {
-		return l.updateTabs(ctx, k, Caps{}, lost, cover, func(*Record) []Write { return nil })
+		return l.updateTabs(ctx, k, Caps{}, lost, cover)
 	}
 	if err := l.count(ctx); err != nil {
 		return Record{}, err
 	}
-	stored, err := l.update(ctx, k, cover, func(r *Record) []Write {
+	stored, err := l.UpdateWith(ctx, k, cover, func(_ context.Context, r *Record) ([]Write, error) {
 		if !lost {
-			return nil
+			return nil, nil
 		}
-		return []Write{{Key: strikeKey(r.Network, r.Payer), If: AnyVersion, Value: []byte{}}}
+		return []Write{{Key: strikeKey(r.Network, r.Payer), If: AnyVersion, Value: []byte{}}}, nil
 	})
 	if err != nil {
 		return Record{}, err

@@ -48,16 +48,16 @@ const MaxPart = 512 << 10
 // with a change of its record. Sweep forgets them once until has passed and
 // the payment is not being settled.
 func (l *Ledger) Hold(ctx context.Context, k payment.Key, change func(*Record) error, held []byte, until time.Time) (Record, error) {
-	return l.update(ctx, k, change, holding(held, until))
+	return l.UpdateWith(ctx, k, change, holding(held, until))
 }
 
 // holding returns what Hold writes beside a record.
-func holding(held []byte, until time.Time) func(*Record) []Write {
-	return func(r *Record) []Write {
+func holding(held []byte, until time.Time) Rider {
+	return func(_ context.Context, r *Record) ([]Write, error) {
 		return []Write{
 			{Key: heldKey(r.Key, r.Claims), If: AnyVersion, Value: held},
 			{Key: expiryKey(until, r.Key, r.Claims), If: AnyVersion, Value: []byte{}},
-		}
+		}, nil
 	}
 }
 

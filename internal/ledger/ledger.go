@@ -82,12 +82,19 @@ func paymentKey(k payment.Key) Key            { return Key("pay/" + k.String()) 
 func openKey(k payment.Key) Key               { return Key("open/" + k.String()) }
 func laneKey(n payment.Network, a string) Key { return Key("lane/" + string(n) + "/" + a) }
 
+// A Rider returns what else the commit of a record writes. r is the record as
+// it will be stored. Its writes must have conditions wherever they rest on
+// what the rider has read: it is called again when one of them did not hold.
+// An error keeps everything from being written, and is returned as it is.
+type Rider func(ctx context.Context, r *Record) ([]Write, error)
+
 // Claim stores r, whose state says what happens next, if nobody has claimed
 // the payment, or if it is free again, see Free. Otherwise it returns a
 // *HeldError with the record of the holder, or, if r has a name that belongs
-// to another payment, a *NamedError. When Claim returns nil this process, and
-// no other, may act on the payment until lease has passed.
-func (l *Ledger) Claim(ctx context.Context, r Record, lease time.Duration) (Record, error) {
+// to another payment, a *NamedError. What riders write is on disk if the claim
+// is. When Claim returns nil this process, and no other, may act on the
+// payment until lease has passed.
+func (l *Ledger) Claim(ctx context.Context, r Record, lease time.Duration, riders ...Rider) (Record, error) {
 	defer l.writing.lock(r.Key)()
 	for {
 		held, err := l.Get(ctx, r.Key)
@@ -108,16 +115,28 @@ func (l *Ledger) Claim(ctx context.Context, r Record, lease time.Duration) (Reco
 		if err := next.To(r.State); err != nil {
 			return Record{}, err
 		}
-		name, err := l.naming(ctx, &next)
+		also, err := ride(ctx, &next, append([]Rider{l.naming}, riders...))
 		if err != nil {
 			return Record{}, err
 		}
-		stored, err := l.commit(ctx, next, name...)
+		stored, err := l.commit(ctx, next, also...)
 		if conflict(err) {
 			continue
 		}
 		return stored, err
 	}
+}
+
+func ride(ctx context.Context, r *Record, riders []Rider) ([]Write, error) {
+	var also []Write
+	for _, rider := range riders {
+		writes, err := rider(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		also = append(also, writes...)
+	}
+	return also, nil
 }
 
 // Free reports whether a stored payment can be claimed: its claim was
@@ -174,12 +193,11 @@ func (l *Ledger) later(k payment.Key, stored uint64) (Record, bool) {
 // called again if somebody else was faster, so it must have no side effects.
 // An error of change ends the update and is returned as it is.
 func (l *Ledger) Update(ctx context.Context, k payment.Key, change func(*Record) error) (Record, error) {
-	return l.update(ctx, k, change, func(*Record) []Write { return nil })
+	return l.UpdateWith(ctx, k, change)
 }
 
-// update is Update with other writes, which may depend on the changed record,
-// in the same commit.
-func (l *Ledger) update(ctx context.Context, k payment.Key, change func(*Record) error, also func(*Record) []Write) (Record, error) {
+// UpdateWith is Update with what riders write in the same commit.
+func (l *Ledger) UpdateWith(ctx context.Context, k payment.Key, change func(*Record) error, riders ...Rider) (Record, error) {
 	defer l.writing.lock(k)()
 	for {
 		r, err := l.Get(ctx, k)
@@ -189,7 +207,11 @@ func (l *Ledger) update(ctx context.Context, k payment.Key, change func(*Record)
 		if err := change(&r); err != nil {
 			return Record{}, err
 		}
-		stored, err := l.commit(ctx, r, also(&r)...)
+		also, err := ride(ctx, &r, riders)
+		if err != nil {
+			return Record{}, err
+		}
+		stored, err := l.commit(ctx, r, also...)
 		if conflict(err) {
 			continue
 		}

@@ -169,10 +169,10 @@ func newTabs() *tabs {
 	return t
 }
 
-// updateTabs is update for a change of what the record exposes. It returns
+// updateTabs is UpdateWith for a change of what the record exposes. It returns
 // ErrExposed, having stored nothing, where that would exceed caps or the payer
 // has caused a loss. With lost the payer causes one.
-func (l *Ledger) updateTabs(ctx context.Context, k payment.Key, caps Caps, lost bool, change func(*Record) error, also func(*Record) []Write) (Record, error) {
+func (l *Ledger) updateTabs(ctx context.Context, k payment.Key, caps Caps, lost bool, change func(*Record) error, riders ...Rider) (Record, error) {
 	if err := l.keepTabs(ctx); err != nil {
 		return Record{}, err
 	}
@@ -192,7 +192,11 @@ func (l *Ledger) updateTabs(ctx context.Context, k payment.Key, caps Caps, lost 
 		if c.writes, err = l.writes(&r); err != nil {
 			return Record{}, err
 		}
-		c.writes = append(c.writes, also(&r)...)
+		also, err := ride(ctx, &r, riders)
+		if err != nil {
+			return Record{}, err
+		}
+		c.writes = append(c.writes, also...)
 		c.record = r
 		err = l.tabs.bring(ctx, l.store, c)
 		if conflict(err) {
