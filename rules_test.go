@@ -84,6 +84,7 @@ func TestImportRules(t *testing.T) {
 		deps  []string
 	}{
 		{[]string{"payment", "payment/evm", "payment/extension", "payment/pass", "payment/quote", "payment/svm"}, []string{"net/http", geth + "/ethclient", badger, caddy, tss}},
+		{[]string{"payment/link"}, []string{"net/http", geth + "/ethclient", badger, caddy, tss, module + "/facilitator"}},
 		{[]string{"facilitator"}, []string{module + "/signer", caddy}},
 		{[]string{"signer"}, []string{module + "/facilitator", caddy}},
 		{[]string{"caddymodule"}, []string{tss, module + "/signer/mpc", module + "/internal/devchain"}},

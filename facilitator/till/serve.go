@@ -595,13 +595,7 @@ func (v *visit) complain(r *ledger.Record, err error) {
 func (v *visit) giveBack(claimed *ledger.Record, cause error) {
 	ctx, cancel := detach(v.r, v.route.deadline())
 	defer cancel()
-	_, err := v.Ledger.Update(ctx, claimed.Key, func(r *ledger.Record) error {
-		if !r.State.Working() || r.Claims != claimed.Claims {
-			return ledger.ErrStale
-		}
-		r.Reason = cause.Error()
-		return r.To(ledger.Released)
-	})
+	_, err := v.Ledger.Update(ctx, claimed.Key, released(claimed, cause))
 	if err != nil && !errors.Is(err, ledger.ErrStale) {
 		v.log().Error("releasing a payment failed", "payment", claimed.Key.String(), "error", err)
 	}
