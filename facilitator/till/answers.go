@@ -45,7 +45,7 @@ func (v *visit) challenge(reason payment.Reason) {
 	if reason == payment.Permit2AllowanceRequired {
 		status = http.StatusPreconditionFailed // as other sellers say that the payer has to approve Permit2 first
 	}
-	if status == http.StatusPaymentRequired && v.route.Page != nil && prefersHTML(v.r.Header.Values("Accept")) {
+	if status == http.StatusPaymentRequired && v.route.Page != nil && PrefersHTML(v.r.Header.Values("Accept")) {
 		v.route.Page(v.w, v.r, &Sheet{URL: v.url, Offers: v.offers(), Reason: reason})
 		return
 	}
@@ -199,9 +199,9 @@ func (v *visit) receipt(status int, message string) {
 	v.problem(status, message)
 }
 
-// prefersHTML reports whether a client ranks HTML above JSON and names it, as
+// PrefersHTML reports whether a client ranks HTML above JSON and names it, as
 // browsers do and programs do not (RFC 9110, section 12.5.1).
-func prefersHTML(accept []string) bool {
+func PrefersHTML(accept []string) bool {
 	html, other := 0, 0
 	for _, line := range accept {
 		for part := range strings.SplitSeq(line, ",") {
