@@ -119,6 +119,7 @@ type App struct {
 	wrapper  Wrapper // nil where it does not
 	ledger   LedgerModule
 	offers   []payment.Offer           // of all routes
+	links    []*Links                  // of all sites
 	quoteKey *quote.Key                // nil where the process makes one up
 	passKey  *pass.Key                 // nil where there are no passes
 	signedBy extension.AgreementSigner // nil where nothing is signed

@@ -25,6 +25,8 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("x402_facilitator", httpcaddyfile.Before, "respond")
 	httpcaddyfile.RegisterHandlerDirective("x402_receipts", parseReceipts)
 	httpcaddyfile.RegisterDirectiveOrder("x402_receipts", httpcaddyfile.After, "forward_auth") // and before x402: who asks what was paid pays nothing
+	httpcaddyfile.RegisterHandlerDirective("x402_links", parseLinks)
+	httpcaddyfile.RegisterDirectiveOrder("x402_links", httpcaddyfile.After, "forward_auth") // and before x402: a link is paid for itself
 }
 
 // parseApp reads the global option:
@@ -521,6 +523,101 @@ func (f *FacilitatorAPI) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// parseLinks reads the directive x402_links:
+//
+//	x402_links [<matcher>] {
+//		base      <path>
+//		accept    <network> [<token>]   # may be repeated
+//		accept    { network <name>; token <token>; method <method>; pay_to <address>; timeout <duration> }
+//		pay_to    <address>
+//		timeout   <duration>
+//		window    <duration>
+//		until     submitted | included | <blocks> | safe | finalized
+//		until     { under <amount> <finality>; otherwise <finality> }
+//		deadline  <duration>
+//		origin    <scheme and host>
+//		redirects <host>...
+//		title     <text>
+//	}
+func parseLinks(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	l := &Links{}
+	if err := l.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return l, l.foresee(h.Option("x402"))
+}
+
+// UnmarshalCaddyfile reads the directive x402_links.
+func (l *Links) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	l.where.note(d, "")
+	if d.NextArg() {
+		return d.Errf("x402_links takes no %q: prices are the links' own, which \"tollgate link create\" makes", d.Val())
+	}
+	for d.NextBlock(0) {
+		l.where.note(d, d.Val())
+		if err := l.parse(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Links) parse(d *caddyfile.Dispenser) error {
+	switch d.Val() {
+	case "base":
+		return text(d, &l.Base)
+	case "accept":
+		return l.parseAccept(d)
+	case "pay_to":
+		return checked(d, &l.PayTo, checkAddress)
+	case "timeout":
+		return duration(d, &l.Timeout)
+	case "window":
+		return duration(d, &l.Window)
+	case "until":
+		return parseUntil(d, &l.Until, &l.UntilByAmount)
+	case "deadline":
+		return duration(d, &l.Deadline)
+	case "origin":
+		return checked(d, &l.Origin, checkOrigin)
+	case "redirects":
+		return texts(d, &l.Redirects)
+	case "title":
+		return text(d, &l.Title)
+	}
+	return unknown(d, "x402_links", "base", "accept", "pay_to", "timeout", "window", "until", "deadline", "origin", "redirects", "title")
+}
+
+// parseAccept reads one way to pay a link: in a line, or in a block.
+func (l *Links) parseAccept(d *caddyfile.Dispenser) error {
+	var o Offer
+	switch args := d.RemainingArgs(); len(args) {
+	case 2:
+		o.Token = args[1]
+		fallthrough
+	case 1:
+		o.Network = args[0]
+	case 0:
+	default:
+		return d.ArgErr()
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		ok, err := o.parse(d)
+		if !ok {
+			err = unknown(d, "accept", offerSettings...)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if o.Network == "" {
+		return d.Err("accept needs a network: write \"accept base\"")
+	}
+	l.Accept = append(l.Accept, o)
 	return nil
 }
 

@@ -26,6 +26,8 @@ type engine struct {
 	till        *till.Till
 	facilitator payment.Facilitator
 	book        *openedLedger
+	desks       map[*Links]*desk
+	retiring    chan struct{}  // closed when the engine is to end
 	closers     []func() error // in the order in which things were started
 
 	mu       sync.Mutex
@@ -36,7 +38,7 @@ type engine struct {
 	endErr   error // written by endsOnce
 }
 
-func newEngine() *engine { return &engine{idle: make(chan struct{})} }
+func newEngine() *engine { return &engine{idle: make(chan struct{}), retiring: make(chan struct{})} }
 
 // start starts everything that the app's settings ask for. After an error,
 // end stops what has been started.
@@ -78,6 +80,7 @@ func (e *engine) start(a *App) error {
 	}
 	e.till.Start()
 	e.closers = append(e.closers, func() error { e.till.Stop(); return nil })
+	e.startLinks(a)
 	return nil
 }
 
@@ -210,6 +213,7 @@ func (e *engine) retire() <-chan struct{} {
 	defer e.mu.Unlock()
 	if !e.retired {
 		e.retired = true
+		close(e.retiring)
 		if e.users == 0 {
 			close(e.idle)
 		}

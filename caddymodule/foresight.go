@@ -90,3 +90,23 @@ func (p *Paywall) foresee(option any) error {
 	}
 	return wrap(at, err)
 }
+
+// foresee checks the links on the app that is to be expected.
+func (l *Links) foresee(option any) error {
+	draft := *l
+	draft.PayTo = plausible(l.PayTo)
+	draft.Accept = nil
+	for _, o := range l.Accept {
+		o.PayTo = plausible(o.PayTo)
+		draft.Accept = append(draft.Accept, o)
+	}
+	err := draft.check(expected(option))
+	if err == nil {
+		return nil
+	}
+	at := l.where[""]
+	if own, ok := l.where[settingOf(err)]; ok {
+		at = own
+	}
+	return wrap(at, err)
+}

@@ -1,0 +1,273 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/tollgate402/tollgate/internal/failpoint"
+	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/internal/linkhttp"
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/link"
+)
+
+func init() {
+	caddy.RegisterModule(&Links{})
+}
+
+// Links serves payment links: each has one URL, at which a person sees a page
+// to pay on and a program the same price as x402. Make them with "tollgate
+// link create". What is not one of its paths goes on to the next handler.
+//
+// A link is paid once, or as often as it has uses. It always settles before
+// anything is said to be paid.
+type Links struct {
+	// The path that links are below. Default: "/x402".
+	Base string `json:"base,omitempty"`
+
+	// How links can be paid: a network each, with a token of it. What one does
+	// not say is taken from pay_to and timeout below, and from the app; prices
+	// are the links' own. Default: every network of the app, each with its
+	// first token.
+	Accept []Offer `json:"accept,omitempty"`
+
+	// Who is paid: an address. Default: the app's.
+	PayTo string `json:"pay_to,omitempty"`
+
+	// How long the payer's authorization must stay valid, in whole seconds.
+	// Default: 5m, since people read before they sign.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// How far ahead the end of an authorization may lie. Default: 6h.
+	Window caddy.Duration `json:"window,omitempty"`
+
+	// How final a settlement must be before a link is paid. Default: the
+	// app's.
+	Until string `json:"until,omitempty"`
+
+	// The same by amount, in place of until. Default: the app's.
+	UntilByAmount []UntilStep `json:"until_by_amount,omitempty"`
+
+	// How long a payment is waited for. Default: the app's.
+	Deadline caddy.Duration `json:"deadline,omitempty"`
+
+	// The public scheme and host, such as "https://pay.example.com". Default:
+	// as the request says.
+	Origin string `json:"origin,omitempty"`
+
+	// The hosts that browsers may be led to after a payment, such as
+	// "shop.example.com". Default: none.
+	Redirects []string `json:"redirects,omitempty"`
+
+	// What people see as the seller's name. Default: the host of the link.
+	Title string `json:"title,omitempty"`
+
+	app   *App
+	where places
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Links) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.x402_links", New: func() caddy.Module { return new(Links) }}
+}
+
+const (
+	defaultLinkBase    = "/x402"
+	defaultLinkTimeout = 5 * time.Minute
+)
+
+// Provision checks the settings. It asks nobody.
+func (l *Links) Provision(ctx caddy.Context) error {
+	app, err := ctx.App("x402")
+	if err != nil {
+		return err
+	}
+	l.app = app.(*App)
+	if err := l.check(l.app); err != nil {
+		return err
+	}
+	l.app.links = append(l.app.links, l)
+	return nil
+}
+
+// check says what is wrong with the settings on an app.
+func (l *Links) check(a *App) error {
+	if l.Base != "" && (!strings.HasPrefix(l.Base, "/") || strings.HasSuffix(l.Base, "/") || strings.ContainsAny(l.Base, "{}?#%* ")) {
+		return about("base", fmt.Errorf("base %q must be a path without a slash at its end, such as %s", l.Base, defaultLinkBase))
+	}
+	if l.Timeout < 0 || l.Window < 0 || l.Deadline < 0 {
+		return errors.New("timeout, window and deadline must not be negative")
+	}
+	if err := checkOrigin(l.Origin); err != nil {
+		return about("origin", err)
+	}
+	if err := checkUntil(l.Until, l.UntilByAmount); err != nil {
+		return about("until", err)
+	}
+	for _, host := range l.Redirects {
+		if host == "" || strings.ContainsAny(host, "/{}*@ ") || host != strings.ToLower(host) {
+			return about("redirects", fmt.Errorf("redirects: %q must be a host in lower case, such as shop.example.com", host))
+		}
+	}
+	for i := range l.Accept {
+		if l.Accept[i].Price != "" || l.Accept[i].PriceExpression != "" || l.Accept[i].Scheme != "" && l.Accept[i].Scheme != string(payment.Exact) {
+			return about("accept", errors.New("accept: the price is the link's own, and the scheme is exact"))
+		}
+	}
+	_, err := l.offers(a, "1")
+	return err
+}
+
+// offers returns the ways to pay an amount in whole units.
+func (l *Links) offers(a *App, amount string) ([]payment.Offer, error) {
+	accept := l.Accept
+	if len(accept) == 0 {
+		for _, n := range a.Networks {
+			accept = append(accept, Offer{Network: n.Network})
+		}
+	}
+	if len(accept) == 0 {
+		return nil, errors.New("x402_links has no network to be paid on: add \"network <name> { rpc <url>; lane key {env.X402_LANE_KEY} }\" to the global option x402")
+	}
+	until, byAmount := l.Until, l.UntilByAmount
+	if until == "" && len(byAmount) == 0 {
+		until, byAmount = a.Until, a.UntilByAmount
+	}
+	timeout := l.Timeout
+	if timeout == 0 {
+		timeout = caddy.Duration(defaultLinkTimeout)
+	}
+	var offers []payment.Offer
+	for i, o := range accept {
+		o = o.over(Offer{PayTo: l.PayTo, Timeout: timeout})
+		n, err := a.networkOf(o.Network)
+		if err != nil {
+			return nil, about("accept", err)
+		}
+		if a.remote == nil {
+			if err := a.settles(n); err != nil {
+				return nil, about("accept", err)
+			}
+		}
+		token, err := a.tokenOf(n, o.Token)
+		if err != nil {
+			return nil, about("accept", err)
+		}
+		o.Price = amount + " " + token.Symbol
+		offer, err := a.build(o, payment.Included)
+		if err == nil {
+			offer.Until, err = finality(until, byAmount, offer.Amount)
+		}
+		if err != nil {
+			return nil, about("accept", fmt.Errorf("accept %d: %w", i+1, err))
+		}
+		if offer.Scheme != payment.Exact {
+			return nil, about("accept", errors.New("accept: links are paid by the scheme exact"))
+		}
+		offers = append(offers, offer)
+	}
+	return offers, nil
+}
+
+// A desk is the links of one handler at work, in one engine.
+type desk struct {
+	settings *Links
+	store    *link.Store
+	site     *linkhttp.Site
+}
+
+// open opens the desk of a handler. It must not be used before the engine's
+// till is there.
+func (l *Links) open(e *engine) *desk {
+	hub := &linkhttp.Hub{}
+	a := l.app
+	store := &link.Store{
+		Entries: failpoint.Store(e.book.store), Payments: e.book.ledger, Now: time.Now, Random: rand.Reader, Changed: hub.Tell,
+	}
+	deadline := l.Deadline
+	if deadline == 0 {
+		deadline = a.Deadline
+	}
+	base := l.Base
+	if base == "" {
+		base = defaultLinkBase
+	}
+	return &desk{settings: l, store: store, site: &linkhttp.Site{
+		Links: store, Till: e.till, Book: e.book.ledger, Base: base, Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
+		Settles: func(n payment.Network) bool { return a.remote != nil || a.settles(n) == nil },
+		Hub:     hub, Logger: a.logger, Ending: e.retiring,
+	}}
+}
+
+// linkSweepEvery is the pause between looks for what has become of payments
+// whose requests have ended, and for links that have expired.
+const linkSweepEvery = 5 * time.Second
+
+// startLinks opens the desks of an app, and looks after their links.
+func (e *engine) startLinks(a *App) {
+	if len(a.links) == 0 {
+		return
+	}
+	e.desks = map[*Links]*desk{}
+	var stores []*link.Store
+	for _, l := range a.links {
+		d := l.open(e)
+		e.desks[l] = d
+		stores = append(stores, d.store)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ends with ctx; the engine's end waits for it
+		defer close(done)
+		tick := time.NewTicker(linkSweepEvery)
+		defer tick.Stop()
+		for {
+			// All desks have the same links: one looks after them.
+			if err := stores[0].Sweep(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ledger.ErrClosed) {
+				a.logger.Error("looking after payment links failed; it is tried again", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	e.closers = append(e.closers, func() error {
+		cancel()
+		<-done
+		return nil
+	})
+}
+
+func (l *Links) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	base := l.Base
+	if base == "" {
+		base = defaultLinkBase
+	}
+	if !strings.HasPrefix(r.URL.Path, base+"/") {
+		return next.ServeHTTP(w, r)
+	}
+	l.app.unlogged(r)
+	e := l.app.acquire()
+	if e == nil {
+		notRunning(w)
+		return nil
+	}
+	defer e.release()
+	e.desks[l].site.ServeHTTP(failpoint.Writer(w), r)
+	return nil
+}
+
+var (
+	_ caddy.Provisioner           = (*Links)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Links)(nil)
+)

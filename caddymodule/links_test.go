@@ -1,0 +1,125 @@
+package caddymodule
+
+import (
+	"bufio"
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
+	"github.com/tollgate402/tollgate/internal/devchain"
+	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/link"
+)
+
+const linkSite = `{
+	admin off
+	skip_install_trust
+	x402 {
+		pay_to 0x209693Bc6afc0C5328bA36FaF03C514EF312287C
+		network base-sepolia
+		facilitator fake
+		ledger badger DIR
+	}
+}
+http://ADDRESS {
+	x402_links {
+		redirects shop.example.com
+	}
+	respond "not a link" 404
+}
+`
+
+// bill makes a link at the running site.
+func (s *site) bill(change func(*link.Terms)) *link.Link {
+	s.t.Helper()
+	running, err := caddy.ActiveContext().App("x402")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	app := running.(*App)
+	e := app.acquire()
+	if e == nil {
+		s.t.Fatal("the app does not run")
+	}
+	defer e.release()
+	d := e.desks[app.links[0]]
+	terms := link.Terms{Merchant: "main", Amount: "0.05", Description: "Website work"}
+	if terms.Offers, err = d.settings.offers(app, terms.Amount); err != nil {
+		s.t.Fatal(err)
+	}
+	if change != nil {
+		change(&terms)
+	}
+	if terms, err = terms.Check(d.settings.Redirects); err != nil {
+		s.t.Fatal(err)
+	}
+	l, err := d.store.Create(s.t.Context(), terms, "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return l
+}
+
+func TestLinksAreServedAndOutliveAReload(t *testing.T) {
+	s := newSite(t)
+	source := strings.ReplaceAll(linkSite, "DIR", s.dir)
+	s.load(source)
+	l := s.bill(nil)
+	if a := s.get("/x402"); a.StatusCode != 404 {
+		t.Errorf("the path above the links: %d", a.StatusCode)
+	}
+	if a := s.get("/other"); a.StatusCode != 404 {
+		t.Errorf("another path: %d", a.StatusCode)
+	}
+	path := "/x402/" + string(l.ID)
+	a := s.get(path)
+	required, err := payment.DecodeRequired(a.Header.Get(payment.HeaderRequired))
+	if a.StatusCode != 402 || err != nil || required.Offers[0].Timeout != 5*time.Minute {
+		t.Fatalf("%d, %v, %v", a.StatusCode, required, err)
+	}
+
+	// Whoever waits for a change does not hold up the end of the engine.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, "GET", "http://"+s.address+path+"/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer events.Body.Close()
+	told := bufio.NewScanner(events.Body)
+	if !told.Scan() || told.Text() != "event: status" {
+		t.Fatalf("told %q", told.Text())
+	}
+	s.load(strings.Replace(source, "redirects", "title Shop\n\t\tredirects", 1))
+	for told.Scan() {
+		continue // until the server ends it
+	}
+
+	payer := devchain.DeriveAccount("payer")
+	name, value := facilitatortest.Header(t, payment.V2, &l.Offers[0], facilitatortest.Authorize(t, payer.Key, &l.Offers[0], time.Now().Unix(), 600))
+	q, err = http.NewRequestWithContext(ctx, "GET", "http://"+s.address+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set(name, value)
+	paid, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paid.Body.Close()
+	if paid.StatusCode != 200 {
+		t.Errorf("paid: %d", paid.StatusCode)
+	}
+	if a := s.get(path); a.StatusCode != 402 || a.Header.Get(payment.HeaderRequired) != "" {
+		t.Errorf("afterwards: %d", a.StatusCode)
+	}
+}
