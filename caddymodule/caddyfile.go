@@ -541,7 +541,10 @@ func (f *FacilitatorAPI) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		origin    <scheme and host>
 //		redirects <host>...
 //		title     <text>
+//		chain     <network> { rpc <url>; explorer <url>; currency <symbol> }
 //	}
+//
+// The settings of a block in braces stand on lines of their own.
 func parseLinks(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	l := &Links{}
 	if err := l.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -588,8 +591,42 @@ func (l *Links) parse(d *caddyfile.Dispenser) error {
 		return texts(d, &l.Redirects)
 	case "title":
 		return text(d, &l.Title)
+	case "chain":
+		return l.parseChain(d)
 	}
-	return unknown(d, "x402_links", "base", "accept", "pay_to", "timeout", "window", "until", "deadline", "origin", "redirects", "title")
+	return unknown(d, "x402_links", "base", "accept", "pay_to", "timeout", "window", "until", "deadline", "origin", "redirects", "title", "chain")
+}
+
+func (l *Links) parseChain(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return d.Err("chain needs a network: write \"chain base { rpc <url> }\"")
+	}
+	if _, twice := l.Chains[args[0]]; twice {
+		return d.Errf("chain %s is given twice", args[0])
+	}
+	var c Chain
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		var err error
+		switch d.Val() {
+		case "rpc":
+			err = text(d, &c.RPC)
+		case "explorer":
+			err = text(d, &c.Explorer)
+		case "currency":
+			err = text(d, &c.Currency)
+		default:
+			err = unknown(d, "chain", "rpc", "explorer", "currency")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if l.Chains == nil {
+		l.Chains = map[string]Chain{}
+	}
+	l.Chains[args[0]] = c
+	return nil
 }
 
 // parseAccept reads one way to pay a link: in a line, or in a block.

@@ -15,6 +15,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/linkhttp"
+	"github.com/tollgate402/tollgate/internal/linkpage"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
 )
@@ -70,8 +71,27 @@ type Links struct {
 	// What people see as the seller's name. Default: the host of the link.
 	Title string `json:"title,omitempty"`
 
+	// What browsers' wallets and receipts are told of networks, by name.
+	// Default: nothing, so that a wallet which does not know a network cannot
+	// add it, and receipts lead to no block explorer.
+	Chains map[string]Chain `json:"chains,omitempty"`
+
 	app   *App
+	pages *linkpage.Site
 	where places
+}
+
+// Chain is what everybody may know of a network.
+type Chain struct {
+	// The URL of a node that wallets may use. Visitors can read it: it must
+	// not hold a key, and should not be the one that settles.
+	RPC string `json:"rpc"`
+
+	// The URL of a block explorer, such as "https://basescan.org".
+	Explorer string `json:"explorer,omitempty"`
+
+	// What pays for gas there. Default: "ETH".
+	Currency string `json:"currency,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -122,8 +142,44 @@ func (l *Links) check(a *App) error {
 			return about("accept", errors.New("accept: the price is the link's own, and the scheme is exact"))
 		}
 	}
-	_, err := l.offers(a, "1")
+	pages, err := l.build()
+	if err != nil {
+		return about("chain", err)
+	}
+	l.pages = pages
+	_, err = l.offers(a, "1")
 	return err
+}
+
+func (l *Links) base() string {
+	if l.Base == "" {
+		return defaultLinkBase
+	}
+	return l.Base
+}
+
+// build returns the pages.
+func (l *Links) build() (*linkpage.Site, error) {
+	chains := map[payment.Network]linkpage.Chain{}
+	for name, c := range l.Chains {
+		n, err := payment.ParseNetwork(name)
+		if err != nil {
+			return nil, fmt.Errorf("chain: %w", err)
+		}
+		chains[n] = linkpage.Chain{RPC: c.RPC, Explorer: c.Explorer, Currency: c.Currency}
+	}
+	return linkpage.New(linkpage.Config{Merchant: l.Title, Base: l.base(), Chains: chains})
+}
+
+// explorers returns the block explorers that are known.
+func (l *Links) explorers() map[payment.Network]string {
+	known := map[payment.Network]string{}
+	for name, c := range l.Chains {
+		if n, err := payment.ParseNetwork(name); err == nil && c.Explorer != "" {
+			known[n] = strings.TrimSuffix(c.Explorer, "/")
+		}
+	}
+	return known
 }
 
 // offers returns the ways to pay an amount in whole units.
@@ -196,12 +252,8 @@ func (l *Links) open(e *engine) *desk {
 	if deadline == 0 {
 		deadline = a.Deadline
 	}
-	base := l.Base
-	if base == "" {
-		base = defaultLinkBase
-	}
 	return &desk{settings: l, store: store, site: &linkhttp.Site{
-		Links: store, Till: e.till, Book: e.book.ledger, Base: base, Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
+		Links: store, Till: e.till, Book: e.book.ledger, Base: l.base(), Pages: l.pages, Explorers: l.explorers(), Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
 		Settles: func(n payment.Network) bool { return a.remote != nil || a.settles(n) == nil },
 		Hub:     hub, Logger: a.logger, Ending: e.retiring,
 	}}
@@ -249,11 +301,7 @@ func (e *engine) startLinks(a *App) {
 }
 
 func (l *Links) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	base := l.Base
-	if base == "" {
-		base = defaultLinkBase
-	}
-	if !strings.HasPrefix(r.URL.Path, base+"/") {
+	if !strings.HasPrefix(r.URL.Path, l.base()+"/") {
 		return next.ServeHTTP(w, r)
 	}
 	l.app.unlogged(r)

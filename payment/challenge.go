@@ -105,6 +105,15 @@ func (p *Prepared) v2(url string, reason Reason, room int) []byte {
 	return append(doc, p.afterURL...)
 }
 
+// ResourceOf returns the resource of a v2 challenge, which payments repeat.
+func ResourceOf(url, description, mimeType string) json.RawMessage {
+	return encode(struct {
+		URL         string `json:"url"`
+		Description string `json:"description"`
+		MimeType    string `json:"mimeType"`
+	}{url, description, mimeType})
+}
+
 // V1 returns the body of the 402 response for the resource at url. Without an
 // offer that v1 clients can pay it is an empty object, because legacy clients
 // cannot read an empty list.

@@ -6,8 +6,8 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/internal/linkpage"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
 )
@@ -39,6 +39,7 @@ type receipt struct {
 	Payer       string            `json:"payer"`
 	PayTo       string            `json:"payTo"`
 	Transaction string            `json:"transaction,omitempty"`
+	Explorer    string            `json:"explorer,omitempty"` // the transaction's page
 	Fields      map[string]string `json:"fields,omitempty"`
 	PaidAt      string            `json:"paidAt,omitempty"` // RFC 3339, UTC
 }
@@ -54,6 +55,7 @@ func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, status Rece
 	}
 	if o := offerFor(l, u.Token); o != nil {
 		t := o.Amount.Token()
+		d.Explorer = s.explorer(t.Network, u.Transaction)
 		d.Currency, d.Token, d.Network, d.NetworkName, d.PayTo = t.Symbol, t.Address, string(t.Network), t.Network.Title(), o.PayTo
 	}
 	return d
@@ -88,11 +90,28 @@ func (s *Site) receipt(w http.ResponseWriter, r *http.Request, id link.ID, name 
 		s.failed(w, r, "reading a receipt", err)
 		return
 	}
-	if s.Pages != nil && till.PrefersHTML(r.Header.Values("Accept")) {
-		s.Pages.Receipt(w, r, &ReceiptView{Link: l, Use: u, Offer: offerFor(l, u.Token), Status: status, URL: s.receiptURL(s.origin(r), u)})
+	offer := offerFor(l, u.Token)
+	if offer == nil || !s.wantsPage(r) {
+		answer(w, r, http.StatusOK, s.receiptOf(r, l, u, status))
 		return
 	}
-	answer(w, r, http.StatusOK, s.receiptOf(r, l, u, status))
+	page := &linkpage.Receipt{
+		ID: string(u.Receipt), State: pageStates[status], LinkURL: s.URL(s.origin(r), l.ID), Description: l.Description, Amount: offer.Amount, PayTo: offer.PayTo,
+		Payer: u.Payer, PaidAt: u.Paid, Transaction: u.Transaction, Explorer: s.explorer(offer.Network(), u.Transaction),
+	}
+	if status == ReceiptPaid {
+		page.Message, page.Redirect = l.Message, l.Redirect
+	}
+	for _, f := range l.Fields {
+		if v := u.Fields[f.Name]; v != "" {
+			page.Fields = append(page.Fields, linkpage.Answer{Label: f.Label, Value: v})
+		}
+	}
+	s.done(s.Pages.Receipt(w, page))
+}
+
+var pageStates = map[ReceiptStatus]linkpage.ReceiptState{
+	ReceiptPending: linkpage.Settling, ReceiptPaid: linkpage.Confirmed, ReceiptFailed: linkpage.Failed, ReceiptRefundDue: linkpage.RefundDue, ReceiptRefunded: linkpage.Refunded,
 }
 
 // standing returns how far the payment of a use is.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/internal/linkpage"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
 )
@@ -25,50 +26,13 @@ type Collector interface {
 	Collect(ctx context.Context, b *till.Bill) (ledger.Record, error)
 }
 
-// Pages are what people see. Each writes a whole answer.
-type Pages interface {
-	// Link shows a link. status is the one that the answer says.
-	Link(w http.ResponseWriter, r *http.Request, v *View)
-
-	// Receipt shows what was paid.
-	Receipt(w http.ResponseWriter, r *http.Request, v *ReceiptView)
-
-	// Missing says that there is no such link or receipt.
-	Missing(w http.ResponseWriter, r *http.Request)
-
-	// Unavailable says that the seller cannot answer now, and that nothing
-	// was taken.
-	Unavailable(w http.ResponseWriter, r *http.Request)
-
-	// Assets serves what pages are made of, below the path that they name.
-	Assets(w http.ResponseWriter, r *http.Request, name string)
-}
-
-// A View is a link as a page shows it.
-type View struct {
-	Link   *link.Link
-	Status link.Status
-	URL    string          // the link's own
-	Offers []payment.Offer // those that can be paid now; none unless it is Active
-	Now    time.Time
-}
-
-// A ReceiptView is a use of a link as a page shows it.
-type ReceiptView struct {
-	Link   *link.Link
-	Use    *link.Use
-	Offer  *payment.Offer // that was paid
-	Status ReceiptStatus
-	URL    string // the receipt's own
-}
-
 // A Site serves the links of a store. Its fields must not change once it is in
 // use; it is safe for concurrent use.
 type Site struct {
 	Links *link.Store
 	Till  Collector
 	Book  *ledger.Ledger // where the payments are
-	Pages Pages          // nil answers everybody in JSON
+	Pages *linkpage.Site // nil answers everybody in JSON
 
 	// Base is the path that links are below, such as "/x402".
 	Base string
@@ -88,6 +52,10 @@ type Site struct {
 	// Settles reports whether payments on a network can be settled now. Nil
 	// says that all can.
 	Settles func(payment.Network) bool
+
+	// Explorers are the block explorers of networks, such as
+	// "https://basescan.org". Receipts of other networks have no link to one.
+	Explorers map[payment.Network]string
 
 	Hub    *Hub             // tells of changes; nil asks the store again and again
 	Now    func() time.Time // nil means time.Now
@@ -129,7 +97,7 @@ func (s *Site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	parts := strings.Split(strings.TrimPrefix(r.URL.Path, s.Base+"/"), "/")
 	if len(parts) == 2 && parts[0] == "-" && s.Pages != nil {
-		s.Pages.Assets(w, r, parts[1])
+		s.Pages.Assets().ServeHTTP(w, r)
 		return
 	}
 	id, err := link.ParseID(parts[0])
@@ -167,6 +135,14 @@ func (s *Site) URL(origin string, id link.ID) string { return origin + s.Base + 
 
 func (s *Site) receiptURL(origin string, u *link.Use) string {
 	return s.URL(origin, u.Link) + "/receipt/" + string(u.Receipt)
+}
+
+// explorer returns the URL of a transaction's page, or "".
+func (s *Site) explorer(n payment.Network, transaction string) string {
+	if base := s.Explorers[n]; base != "" && transaction != "" {
+		return base + "/tx/" + transaction
+	}
+	return ""
 }
 
 // link shows a link, or takes a payment for it.
@@ -224,11 +200,48 @@ func (s *Site) payable(l *link.Link) []payment.Offer {
 
 // show answers a request without a payment.
 func (s *Site) show(w http.ResponseWriter, r *http.Request, l *link.Link) {
-	if s.Pages != nil && till.PrefersHTML(r.Header.Values("Accept")) {
-		s.Pages.Link(w, r, &View{Link: l, Status: l.Status(s.now()), URL: s.URL(s.origin(r), l.ID), Offers: s.payable(l), Now: s.now()})
+	if !s.wantsPage(r) {
+		s.require(w, r, l, "")
 		return
 	}
-	s.require(w, r, l, "")
+	status := l.Status(s.now())
+	offers := s.payable(l)
+	if status == link.Active && len(offers) == 0 {
+		s.done(s.Pages.Unavailable(w))
+		return
+	}
+	if status != link.Active {
+		offers = l.Offers // which say the amount
+	}
+	url := s.URL(s.origin(r), l.ID)
+	page := &linkpage.Link{
+		ID: string(l.ID), URL: url, Status: linkpage.Status(status), Description: l.Description, Offers: offers, Resource: payment.ResourceOf(url, l.Description, mimeType),
+		Expires: l.Expires,
+	}
+	if status == link.Paid {
+		page.Settled = &linkpage.Settled{At: l.PaidAt}
+	}
+	for _, f := range l.Fields {
+		most := f.Max
+		if most == 0 {
+			most = link.MaxField
+		}
+		page.Fields = append(page.Fields, linkpage.Field{Name: f.Name, Label: f.Label, Required: f.Required, MaxLength: most})
+	}
+	s.done(s.Pages.Link(w, page))
+}
+
+// wantsPage reports whether a request is a person's.
+func (s *Site) wantsPage(r *http.Request) bool {
+	return s.Pages != nil && till.PrefersHTML(r.Header.Values("Accept"))
+}
+
+// done takes the error of a page, which is a bug of ours.
+func (s *Site) done(err error) {
+	if err != nil {
+		s.log().Error("a page could not be shown", "error", err)
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // A problem is an error in JSON. No member of it is ever a secret.
@@ -260,9 +273,8 @@ func answer[D problem | paid | required | oldAnswer | receipt](w http.ResponseWr
 // missing answers that there is no such link. It is the same for whatever is
 // not there, so that nothing can be learnt from it.
 func (s *Site) missing(w http.ResponseWriter, r *http.Request) {
-	if s.Pages != nil && till.PrefersHTML(r.Header.Values("Accept")) {
-		w.Header().Set("Vary", "Accept, Payment-Signature, X-Payment")
-		s.Pages.Missing(w, r)
+	if s.wantsPage(r) {
+		s.done(s.Pages.NotFound(w))
 		return
 	}
 	answer(w, r, http.StatusNotFound, required{Version: payment.V1, Accepts: []accept{}, Error: reasonMissing})
@@ -280,8 +292,8 @@ func (s *Site) failed(w http.ResponseWriter, r *http.Request, doing string, err 
 		s.log().Error("a payment link could not be served", "doing", doing, "error", err)
 	}
 	w.Header().Set("Retry-After", "2")
-	if s.Pages != nil && till.PrefersHTML(r.Header.Values("Accept")) {
-		s.Pages.Unavailable(w, r)
+	if s.wantsPage(r) {
+		s.done(s.Pages.Unavailable(w))
 		return
 	}
 	s.problem(w, r, http.StatusServiceUnavailable, problem{Error: "this cannot be answered now; nothing was taken; try again"})

@@ -393,3 +393,60 @@ func TestWhoeverWaitsIsToldWhenTheSiteEnds(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 }
+
+func TestPeopleSeePagesAndProgramsSeeJSON(t *testing.T) {
+	w := newWorld(t)
+	const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+	open, disabled, expired, paid := w.bill(nil), w.bill(nil), w.bill(func(x *link.Terms) { x.Life = time.Hour }), w.bill(nil)
+	if _, err := w.links.Disable(t.Context(), "main", disabled.ID); err != nil {
+		t.Fatal(err)
+	}
+	name, value := facilitatortest.Header(t, payment.V2, &paid.Offers[0], w.sign(paid, nil))
+	var got struct{ Receipt struct{ URL string } }
+	w.ask("GET", "/x402/"+string(paid.ID), "", name, value).read(t, &got)
+	for _, c := range []struct {
+		path   string
+		ahead  int64
+		accept string
+		status int
+		page   bool
+		says   string
+	}{
+		{"/x402/" + string(open.ID), 0, browser, 402, true, "Website work"},
+		{"/x402/" + string(open.ID), 0, "", 402, false, `"accepts":[{`},
+		{"/x402/" + string(open.ID), 0, "*/*", 402, false, `"accepts":[{`},
+		{"/x402/" + string(open.ID), 0, "application/json", 402, false, `"accepts":[{`},
+		{"/x402/" + string(open.ID), 0, "application/json, text/html;q=0.5", 402, false, `"accepts":[{`},
+		{"/x402/" + string(disabled.ID), 0, browser, 410, true, "withdrawn"},
+		{"/x402/" + string(expired.ID), 3601, browser, 410, true, "expired"},
+		{"/x402/" + string(paid.ID), 0, browser, 200, true, "has been paid"},
+		{"/x402/" + string(paid.ID), 0, "", 402, false, "already_paid"},
+		{"/x402/00000000000000000000000000", 0, browser, 404, true, "nothing to pay here"},
+		{strings.TrimPrefix(got.Receipt.URL, w.url), 0, browser, 200, true, "Paid"},
+		{strings.TrimPrefix(got.Receipt.URL, w.url), 0, "", 200, false, `"status":"PAID"`},
+		{"/x402/" + string(open.ID) + "/receipt/00000000000000000000000000", 0, browser, 404, true, "nothing to pay here"},
+	} {
+		w.clock.Store(c.ahead)
+		header := []string{}
+		if c.accept != "" {
+			header = []string{"Accept", c.accept}
+		}
+		a := w.ask("GET", c.path, "", header...)
+		html := strings.HasPrefix(a.header.Get("Content-Type"), "text/html")
+		if a.status != c.status || html != c.page || !strings.Contains(a.body, c.says) || !strings.Contains(a.header.Get("Vary"), "Accept") || a.header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s for %q: %d %v %.300s", c.path, c.accept, a.status, a.header, a.body)
+		}
+		if html && !strings.Contains(a.header.Get("Content-Security-Policy"), "default-src 'none'") {
+			t.Errorf("%s: no policy", c.path)
+		}
+	}
+	w.clock.Store(0)
+	page := w.ask("GET", "/x402/"+string(open.ID), "", "Accept", browser).body
+	for _, asset := range []string{"style", "pay"} {
+		_, rest, _ := strings.Cut(page, `="/x402/-/`+asset+".")
+		at, _, _ := strings.Cut(rest, `"`)
+		if a := w.ask("GET", "/x402/-/"+asset+"."+at, ""); a.status != 200 || !strings.Contains(a.header.Get("Cache-Control"), "immutable") {
+			t.Errorf("%s: %d %v", asset, a.status, a.header)
+		}
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/linkhttp"
+	"github.com/tollgate402/tollgate/internal/linkpage"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 	"github.com/tollgate402/tollgate/payment/link"
@@ -66,9 +67,13 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	hub := &linkhttp.Hub{}
+	pages, err := linkpage.New(linkpage.Config{Merchant: "The Shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.links = &link.Store{Entries: w.store, Payments: w.book, Now: now, Random: rand.Reader, Changed: hub.Tell}
 	w.site = &linkhttp.Site{
-		Links: w.links, Till: &till.Till{Facilitator: embedded, Ledger: w.book, Now: now}, Book: w.book,
+		Links: w.links, Till: &till.Till{Facilitator: embedded, Ledger: w.book, Now: now}, Book: w.book, Pages: pages,
 		Base: "/x402", Deadline: 20 * time.Second, Hub: hub, Now: now,
 	}
 	server := httptest.NewServer(w.site)

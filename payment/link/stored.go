@@ -68,6 +68,7 @@ type storedOffer struct {
 	Decimals uint8                      `json:"decimals"`
 	Name     string                     `json:"name,omitempty"`
 	Version  string                     `json:"version,omitempty"`
+	Dollar   bool                       `json:"dollar,omitempty"`
 	Units    string                     `json:"units"`
 	PayTo    string                     `json:"pay_to"`
 	Timeout  int64                      `json:"timeout"` // seconds
@@ -78,14 +79,14 @@ type storedOffer struct {
 func storeOffer(o *payment.Offer) storedOffer {
 	t := o.Amount.Token()
 	return storedOffer{
-		Scheme: o.Scheme, Network: t.Network, Token: t.Address, Symbol: t.Symbol, Decimals: t.Decimals, Name: t.Name, Version: t.Version,
+		Scheme: o.Scheme, Network: t.Network, Token: t.Address, Symbol: t.Symbol, Decimals: t.Decimals, Name: t.Name, Version: t.Version, Dollar: t.Dollar,
 		Units: o.Amount.Units(), PayTo: o.PayTo, Timeout: int64(o.Timeout / time.Second), Extra: o.Extra, Until: o.Until.String(),
 	}
 }
 
 func (s *storedOffer) offer() (payment.Offer, error) {
 	amount, err := payment.ParseUnits(s.Units, payment.Token{
-		Network: s.Network, Address: s.Token, Symbol: s.Symbol, Decimals: s.Decimals, Name: s.Name, Version: s.Version,
+		Network: s.Network, Address: s.Token, Symbol: s.Symbol, Decimals: s.Decimals, Name: s.Name, Version: s.Version, Dollar: s.Dollar,
 	})
 	if err != nil {
 		return payment.Offer{}, err
