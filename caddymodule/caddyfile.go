@@ -394,13 +394,15 @@ func (p *Paywall) parse(d *caddyfile.Dispenser) error {
 		}
 		p.Pass = &Pass{}
 		return p.Pass.parse(d)
+	case "links":
+		return toggle(d, &p.Links)
 	case "quote_ignores":
 		return texts(d, &p.QuoteIgnores)
 	case "offer":
 		return p.parseOffer(d)
 	}
 	return unknown(d, "x402", slices.Concat(offerSettings,
-		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "charge", "pass", "offer"},
+		[]string{"description", "mime_type", "settle", "until", "exposure", "redeliver", "entitled", "origin", "deadline", "upstream_timeout", "max_held", "max_stored", "max_body", "retry_unsafe", "quote_ignores", "charge", "pass", "links", "offer"},
 		extensionSettings)...)
 }
 

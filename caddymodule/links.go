@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/linkhttp"
@@ -252,8 +253,15 @@ func (l *Links) open(e *engine) *desk {
 	if deadline == 0 {
 		deadline = a.Deadline
 	}
+	var ticket func(host, opens string, r *ledger.Record, token payment.Token) (string, error)
+	if a.passKey != nil {
+		ticket = func(host, opens string, r *ledger.Record, token payment.Token) (string, error) {
+			return till.Ticket(*a.passKey, host, opens, r, token)
+		}
+	}
 	return &desk{settings: l, store: store, site: &linkhttp.Site{
-		Links: store, Till: e.till, Book: e.book.ledger, Base: l.base(), Pages: l.pages, Explorers: l.explorers(), Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
+		Ticket: ticket,
+		Links:  store, Till: e.till, Book: e.book.ledger, Base: l.base(), Pages: l.pages, Explorers: l.explorers(), Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
 		Settles: func(n payment.Network) bool { return a.remote != nil || a.settles(n) == nil },
 		Hub:     hub, Logger: a.logger, Ending: e.retiring,
 	}}

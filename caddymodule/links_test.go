@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/devchain"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 const linkSite = `{
@@ -121,5 +123,57 @@ func TestLinksAreServedAndOutliveAReload(t *testing.T) {
 	}
 	if a := s.get(path); a.StatusCode != 402 || a.Header.Get(payment.HeaderRequired) != "" {
 		t.Errorf("afterwards: %d", a.StatusCode)
+	}
+}
+
+func TestALinkOpensAPricedRouteOnce(t *testing.T) {
+	t.Setenv("TEST_PASS_SECRET", strings.Repeat("secret", 6))
+	s := newSite(t)
+	s.load(strings.ReplaceAll(strings.Replace(strings.Replace(linkSite, "ledger badger DIR", "ledger badger DIR\n\t\tpass_secret {env.TEST_PASS_SECRET}", 1), `respond "not a link" 404`, `x402 /reports/* $5 {
+		links
+	}
+	x402 /other/* $5
+	respond /reports/broken "broken" 500
+	respond "the report" 200`, 1), "DIR", s.dir))
+	pay := func(opens string) string {
+		t.Helper()
+		l := s.bill(func(x *link.Terms) { x.Opens = opens })
+		payer := devchain.DeriveAccount("payer")
+		name, value := facilitatortest.Header(t, payment.V2, &l.Offers[0], facilitatortest.Authorize(t, payer.Key, &l.Offers[0], time.Now().Unix(), 600))
+		a := s.get("/x402/"+string(l.ID), name, value)
+		var doc struct {
+			Receipt struct {
+				Opens struct{ URL, Header, Token string }
+			}
+		}
+		if err := json.Unmarshal([]byte(a.body), &doc); err != nil || a.StatusCode != 200 || doc.Receipt.Opens.Header != pass.Header || doc.Receipt.Opens.URL != "http://"+s.address+opens {
+			t.Fatalf("%d, %v: %s", a.StatusCode, err, a.body)
+		}
+		return doc.Receipt.Opens.Token
+	}
+	token, broken, foreign := pay("/reports/7?full=1"), pay("/reports/broken"), pay("/other/7")
+	for _, c := range []struct {
+		path, token string
+		status      int
+	}{
+		{"/reports/7?full=1", "", 402},
+		{"/reports/8?full=1", token, 402},
+		{"/reports/7", token, 402},
+		{"/reports/7?full=1", broken, 402},
+		{"/other/7", foreign, 402}, // the route takes no tokens
+		{"/reports/7?full=1", token[:len(token)-2] + "AA", 402},
+		{"/reports/7?full=1", "x", 400},
+		{"/reports/7?full=1", token, 200},
+		{"/reports/7?full=1", token, 402},
+		{"/reports/broken", broken, 500},
+		{"/reports/broken", broken, 500}, // it did not work, so it may be tried again
+	} {
+		header := []string{}
+		if c.token != "" {
+			header = []string{pass.Header, c.token}
+		}
+		if a := s.get(c.path, header...); a.StatusCode != c.status || strings.Contains(a.body, "the report") != (c.status == 200) {
+			t.Errorf("%s with %.8s: %d %s", c.path, c.token, a.StatusCode, a.body)
+		}
 	}
 }

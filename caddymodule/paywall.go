@@ -20,6 +20,7 @@ import (
 	"github.com/tollgate402/tollgate/internal/failpoint"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 func init() {
@@ -126,6 +127,11 @@ type Paywall struct {
 	// "metered". Default: nothing.
 	Pass *Pass `json:"pass,omitempty"`
 
+	// Whether links that open a path of the route may do so: whoever has paid
+	// one gets a token that is taken in place of a payment, once. Needs the
+	// app's pass_secret. Default: false.
+	Links bool `json:"links,omitempty"`
+
 	// The extensions of protocol v2 that the route has.
 	Extensions
 
@@ -217,6 +223,9 @@ func (p *Paywall) build() (*till.Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.Links && p.app.PassSecret == "" {
+		return nil, about("links", errors.New("links: the tokens of links are signed with a key that outlives this process: add \"pass_secret {env."+passExample+"}\" to the global option x402"))
+	}
 	if err := p.checkUpto(string(m), challenge.Offers); err != nil {
 		return nil, err
 	}
@@ -237,7 +246,17 @@ func (p *Paywall) build() (*till.Route, error) {
 		Upstream: time.Duration(p.UpstreamTimeout), MaxHeld: p.MaxHeld, MaxStored: p.MaxStored, MaxBody: p.MaxBody,
 		RetryUnsafe: p.RetryUnsafe, Page: unpaidPage(p.Description),
 		Redeliver: whole.Redeliver, Entitled: time.Duration(whole.Entitled), Exposure: caps, Tariffs: tariffs, Extensions: extensions, Pass: passes,
+		Tickets: p.tickets(),
 	}, nil
+}
+
+// tickets returns the key of the tokens that links open the route with, or nil
+// where none do. While a Caddyfile is read it is not known.
+func (p *Paywall) tickets() *pass.Key {
+	if !p.Links {
+		return nil
+	}
+	return p.app.passKey
 }
 
 // over returns p with what it does not say taken from the app.

@@ -175,8 +175,11 @@ func (v *visit) handPass(h http.Header) {
 
 // withPass serves a request that comes with a pass in place of a payment.
 func (v *visit) withPass(text string) error {
-	p := v.route.Pass
-	c, err := pass.Read(p.Key.Public(), text)
+	key := v.route.Tickets
+	if v.route.Pass != nil {
+		key = &v.route.Pass.Key
+	}
+	c, err := pass.Read(key.Public(), text)
 	if _, ok := errors.AsType[*payment.MalformedError](err); ok {
 		v.sale.Reason = "malformed pass"
 		v.problem(http.StatusBadRequest, err.Error())
@@ -186,12 +189,13 @@ func (v *visit) withPass(text string) error {
 		return v.noPass(PassForeign, err.Error())
 	}
 	v.sale.Payment, v.sale.Payer, v.sale.Network = c.Payment.String(), c.Payer, c.Network
+	ticket := v.route.Tickets != nil && c.Scope == v.opened()
 	switch {
-	case c.Scope != v.scope():
+	case !ticket && (v.route.Pass == nil || c.Scope != v.scope()):
 		return v.noPass(PassElsewhere, "the pass was bought for something else")
 	case c.Ended(v.now()):
 		return v.noPass(PassExpired, "the time of the pass is over")
-	case !v.covered(c):
+	case !ticket && !v.covered(c): // what a ticket costs is the link's business
 		return v.noPass(PassTooSmall, "the pass was bought for less than what this costs")
 	}
 	ctx, cancel := detach(v.r, v.route.deadline())

@@ -57,7 +57,7 @@ func (t *Till) Serve(w http.ResponseWriter, r *http.Request, route *Route, next 
 	r.Header.Del(payment.HeaderPayment)
 	r.Header.Del(payment.HeaderPaymentV1)
 	text := ""
-	if route.Pass != nil {
+	if route.Pass != nil || route.Tickets != nil {
 		text = strings.Join(r.Header.Values(pass.Header), ",") // of which there must be one
 	}
 	r.Header.Del(pass.Header)

@@ -19,6 +19,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 // A Mode says in which order a route makes its goods and takes the money.
@@ -111,6 +112,10 @@ type Route struct {
 	// Pass is what a payment buys beside its answer; nil is nothing. It is
 	// for routes that are Held or First.
 	Pass *Pass
+
+	// Tickets is the key of the tickets that open the route in place of a
+	// payment, see Ticket; nil takes none. It is the same as that of Pass.
+	Tickets *pass.Key
 
 	// Tariffs say what an answer costs that is paid by upto, by token. Without
 	// one it costs the maximum. The modes are Held and Metered.

@@ -196,7 +196,15 @@ func (s *Site) stamp(h http.Header, o *payment.Offer, u *link.Use) {
 
 // paid answers that a payment has paid a link.
 func (s *Site) paid(w http.ResponseWriter, r *http.Request, l *link.Link, u *link.Use) {
-	doc := paid{Status: link.Paid, Receipt: s.receiptOf(r, l, u, ReceiptPaid), Success: success{l.Message, l.Redirect}}
+	record, err := s.record(r.Context(), u)
+	if err != nil { // it is paid all the same
+		s.log().Error("reading the payment of a link failed", "link", string(l.ID), "error", err)
+	}
+	status := ReceiptPaid
+	if err == nil {
+		status = standing(&record, u)
+	}
+	doc := paid{Status: link.Paid, Receipt: s.receiptOf(r, l, u, &record, status), Success: success{l.Message, l.Redirect}}
 	answer(w, r, http.StatusOK, doc)
 }
 

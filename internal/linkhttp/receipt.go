@@ -1,15 +1,18 @@
 package linkhttp
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/internal/linkpage"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
+	"github.com/tollgate402/tollgate/payment/pass"
 )
 
 // A ReceiptStatus says how far the payment of a receipt is.
@@ -42,9 +45,32 @@ type receipt struct {
 	Explorer    string            `json:"explorer,omitempty"` // the transaction's page
 	Fields      map[string]string `json:"fields,omitempty"`
 	PaidAt      string            `json:"paidAt,omitempty"` // RFC 3339, UTC
+	Opens       *entrance         `json:"opens,omitempty"`
 }
 
-func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, status ReceiptStatus) receipt {
+// An entrance is what a payment opens, once, with the token in a header.
+type entrance struct {
+	URL    string `json:"url"`
+	Header string `json:"header"`
+	Token  string `json:"token"`
+}
+
+// opens returns what a paid use opens, or nil.
+func (s *Site) opens(r *http.Request, l *link.Link, record *ledger.Record, o *payment.Offer) *entrance {
+	if l.Opens == "" || s.Ticket == nil || o == nil || record.State == "" {
+		return nil
+	}
+	origin := s.origin(r)
+	_, host, _ := strings.Cut(origin, "://")
+	token, err := s.Ticket(host, l.Opens, record, o.Amount.Token())
+	if err != nil {
+		s.log().Error("making the token of a link failed; its receipt goes out without one", "link", string(l.ID), "error", err)
+		return nil
+	}
+	return &entrance{origin + l.Opens, pass.Header, token}
+}
+
+func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, record *ledger.Record, status ReceiptStatus) receipt {
 	origin := s.origin(r)
 	d := receipt{
 		ID: u.Receipt, Status: status, URL: s.receiptURL(origin, u), Link: s.URL(origin, l.ID), Description: l.Description,
@@ -57,6 +83,9 @@ func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, status Rece
 		t := o.Amount.Token()
 		d.Explorer = s.explorer(t.Network, u.Transaction)
 		d.Currency, d.Token, d.Network, d.NetworkName, d.PayTo = t.Symbol, t.Address, string(t.Network), t.Network.Title(), o.PayTo
+		if status == ReceiptPaid {
+			d.Opens = s.opens(r, l, record, o)
+		}
 	}
 	return d
 }
@@ -82,17 +111,18 @@ func (s *Site) receipt(w http.ResponseWriter, r *http.Request, id link.ID, name 
 	if err == nil {
 		l, err = s.Links.Get(r.Context(), id)
 	}
-	var status ReceiptStatus
+	var record ledger.Record
 	if err == nil {
-		status, err = s.standing(r, u)
+		record, err = s.record(r.Context(), u)
 	}
 	if err != nil {
 		s.failed(w, r, "reading a receipt", err)
 		return
 	}
+	status := standing(&record, u)
 	offer := offerFor(l, u.Token)
 	if offer == nil || !s.wantsPage(r) {
-		answer(w, r, http.StatusOK, s.receiptOf(r, l, u, status))
+		answer(w, r, http.StatusOK, s.receiptOf(r, l, u, &record, status))
 		return
 	}
 	page := &linkpage.Receipt{
@@ -101,6 +131,9 @@ func (s *Site) receipt(w http.ResponseWriter, r *http.Request, id link.ID, name 
 	}
 	if status == ReceiptPaid {
 		page.Message, page.Redirect = l.Message, l.Redirect
+		if e := s.opens(r, l, &record, offer); e != nil {
+			page.Open = &linkpage.Entrance{URL: e.URL, Token: e.Token}
+		}
 	}
 	for _, f := range l.Fields {
 		if v := u.Fields[f.Name]; v != "" {
@@ -114,27 +147,28 @@ var pageStates = map[ReceiptStatus]linkpage.ReceiptState{
 	ReceiptPending: linkpage.Settling, ReceiptPaid: linkpage.Confirmed, ReceiptFailed: linkpage.Failed, ReceiptRefundDue: linkpage.RefundDue, ReceiptRefunded: linkpage.Refunded,
 }
 
-// standing returns how far the payment of a use is.
-func (s *Site) standing(r *http.Request, u *link.Use) (ReceiptStatus, error) {
+// record returns the payment of a use.
+func (s *Site) record(ctx context.Context, u *link.Use) (ledger.Record, error) {
 	var k payment.Key
 	b, err := hex.DecodeString(u.Payment)
 	if err != nil || len(b) != len(k) {
-		return "", errors.New("linkhttp: a use of link " + string(u.Link) + " names no payment")
+		return ledger.Record{}, errors.New("linkhttp: a use of link " + string(u.Link) + " names no payment")
 	}
 	copy(k[:], b)
-	record, err := s.Book.Get(r.Context(), k)
-	if err != nil {
-		return "", err
-	}
+	return s.Book.Get(ctx, k)
+}
+
+// standing returns how far the payment of a use is.
+func standing(r *ledger.Record, u *link.Use) ReceiptStatus {
 	switch {
-	case record.State == ledger.Refunded:
-		return ReceiptRefunded, nil
-	case record.State == ledger.RefundDue || record.State.Paid() && record.Delivery == ledger.Undeliverable:
-		return ReceiptRefundDue, nil
+	case r.State == ledger.Refunded:
+		return ReceiptRefunded
+	case r.State == ledger.RefundDue || r.State.Paid() && r.Delivery == ledger.Undeliverable:
+		return ReceiptRefundDue
 	case u.Step == link.Settled:
-		return ReceiptPaid, nil
+		return ReceiptPaid
 	case u.Step == link.Claimed:
-		return ReceiptPending, nil
+		return ReceiptPending
 	}
-	return ReceiptFailed, nil
+	return ReceiptFailed
 }

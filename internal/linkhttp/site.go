@@ -53,6 +53,10 @@ type Site struct {
 	// says that all can.
 	Settles func(payment.Network) bool
 
+	// Ticket makes the token by which a payment of a link opens what the link
+	// opens, on a host. Nil makes none.
+	Ticket func(host, opens string, r *ledger.Record, token payment.Token) (string, error)
+
 	// Explorers are the block explorers of networks, such as
 	// "https://basescan.org". Receipts of other networks have no link to one.
 	Explorers map[payment.Network]string
