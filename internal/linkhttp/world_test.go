@@ -39,6 +39,8 @@ type world struct {
 	url    string
 	payer  devchain.Account
 	seller devchain.Account
+
+	contract *contract // that every answer is held against
 }
 
 func newWorld(t *testing.T) *world {
@@ -49,7 +51,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { c.Close() })
 	node := facilitatortest.Client(t, c.URL())
-	w := &world{t: t, chain: c, store: ledger.NewMemory(), payer: c.Account("payer"), seller: c.Account("seller")}
+	w := &world{t: t, chain: c, store: ledger.NewMemory(), payer: c.Account("payer"), seller: c.Account("seller"), contract: newContract(t)}
 	now := func() time.Time { return time.Now().Add(time.Duration(w.clock.Load()) * time.Second) }
 	w.book = ledger.New(w.store, "test", now)
 	engine, err := settle.New(settle.Config{
@@ -143,7 +145,9 @@ func (w *world) ask(method, path, body string, header ...string) *reply {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return &reply{a.StatusCode, a.Header, string(text)}
+	got := &reply{a.StatusCode, a.Header, string(text)}
+	w.contract.check(method, path, body, got)
+	return got
 }
 
 // old returns a body of the older API, with numbers as they are said to be.

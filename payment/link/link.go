@@ -93,7 +93,7 @@ func (t Terms) Check(redirects []string) (Terms, error) {
 		member string
 		err    error
 	}{
-		{"merchant", checkName(t.Merchant, 64, "._-ABCDEFGHIJKLMNOPQRSTUVWXYZ")},
+		{"merchant", CheckMerchant(t.Merchant)},
 		{"amount", checkAmount(t.Amount)},
 		{"description", checkText(t.Description, 1, MaxDescription)},
 		{"successMessage", checkText(t.Message, 0, MaxMessage)},
@@ -123,6 +123,11 @@ func (t Terms) Check(redirects []string) (Terms, error) {
 	}
 	return t, nil
 }
+
+const merchantSigns = "._-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+// CheckMerchant says what is wrong with the name of a merchant.
+func CheckMerchant(name string) error { return checkName(name, 64, merchantSigns) }
 
 func checkName(s string, most int, beside string) error {
 	if s == "" || len(s) > most {

@@ -78,17 +78,25 @@ var (
 
 // Create stores a link with terms, which Check has returned. With a key, an
 // arbitrary text, a second Create with the same key and terms returns the link
-// of the first, and one with other terms ErrKeyUsed.
+// of the first, and one with other terms ErrKeyUsed. Offers do not count:
+// they follow from the amount and the configuration, which may have changed
+// before a request is sent again.
 func (s *Store) Create(ctx context.Context, t Terms, key string) (*Link, error) {
+	l, _, err := s.CreateOnce(ctx, t, key)
+	return l, err
+}
+
+// CreateOnce is Create, and reports whether the key has made the link before.
+func (s *Store) CreateOnce(ctx context.Context, t Terms, key string) (l *Link, before bool, err error) {
 	id, err := NewID(s.Random)
 	if err != nil {
-		return nil, fmt.Errorf("link: drawing an id: %w", err)
+		return nil, false, fmt.Errorf("link: drawing an id: %w", err)
 	}
 	created := s.Now().UTC().Truncate(time.Millisecond)
-	l := &Link{ID: id, Terms: t, Created: created, Expires: created.Add(t.Life)}
+	l = &Link{ID: id, Terms: t, Created: created, Expires: created.Add(t.Life)}
 	w, err := l.write()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	writes := []ledger.Write{
 		w,
@@ -98,32 +106,34 @@ func (s *Store) Create(ctx context.Context, t Terms, key string) (*Link, error) 
 	if key != "" {
 		sum, err := t.sum()
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		named := sha256.Sum256([]byte(key))
 		once := onceKey(t.Merchant, hex.EncodeToString(named[:]))
 		writes = append(writes, ledger.Write{Key: once, If: ledger.Absent, Value: []byte(string(id) + "/" + sum)})
-		before, err := s.Entries.Get(ctx, once)
+		used, err := s.Entries.Get(ctx, once)
 		if err == nil {
-			return s.again(ctx, before, sum)
+			l, err = s.again(ctx, used, sum)
+			return l, true, err
 		}
 		if !errors.Is(err, ledger.ErrNotFound) {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	err = s.Entries.Commit(ctx, writes...)
 	if lost, ok := errors.AsType[*ledger.ConflictError](err); ok && key != "" && lost.Key == writes[len(writes)-1].Key {
 		sum, err := t.sum()
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		return s.again(ctx, lost.Have, sum)
+		l, err = s.again(ctx, lost.Have, sum)
+		return l, true, err
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	l.version = 1
-	return l, nil
+	return l, false, nil
 }
 
 // again returns the link that an idempotency key has made before.
@@ -135,9 +145,10 @@ func (s *Store) again(ctx context.Context, once ledger.Entry, sum string) (*Link
 	return s.Get(ctx, ID(id))
 }
 
-// sum names terms, so that two that differ have two names.
+// sum names terms without their offers, so that two that differ have two names.
 func (t *Terms) sum() (string, error) {
 	l := Link{Terms: *t}
+	l.Offers = nil
 	w, err := l.write()
 	if err != nil {
 		return "", err
@@ -261,12 +272,15 @@ type Stats struct {
 	ByStatus map[Status]int
 	Total    int
 	Earned   map[string]*big.Int // atomic units by token, see TokenName
+
+	// Tokens are those of Earned, by the same names.
+	Tokens map[string]payment.Token
 }
 
 // Stats adds up a merchant's links. It reads all of them.
 func (s *Store) Stats(ctx context.Context, merchant string) (*Stats, error) {
 	now := s.Now()
-	stats := &Stats{ByStatus: map[Status]int{}, Earned: map[string]*big.Int{}}
+	stats := &Stats{ByStatus: map[Status]int{}, Earned: map[string]*big.Int{}, Tokens: map[string]payment.Token{}}
 	for after := ledger.Key(""); ; {
 		entries, err := s.Entries.Scan(ctx, ledger.Key("link/"+merchant+"/"), after, 1000)
 		if err != nil {
@@ -280,6 +294,12 @@ func (s *Store) Stats(ctx context.Context, merchant string) (*Stats, error) {
 			}
 			stats.Total++
 			stats.ByStatus[l.Status(now)]++
+			for i := range l.Offers {
+				t := l.Offers[i].Amount.Token()
+				if _, earned := l.Earned[TokenName(t)]; earned {
+					stats.Tokens[TokenName(t)] = t
+				}
+			}
 			for token, units := range l.Earned {
 				n, ok := new(big.Int).SetString(units, 10)
 				if !ok {
