@@ -23,6 +23,8 @@ const separator = "\n----------\n"
 // compares what it returns with the rest of the file.
 func goldens(t *testing.T, folder string, run func(t *testing.T, source string) string) {
 	t.Setenv("TEST_LANE_KEY", laneKey)
+	t.Setenv("TEST_HOOK_SECRET", strings.Repeat("secret", 6))
+	t.Setenv("TEST_SHOP_KEY", strings.Repeat("key", 6))
 	t.Setenv("TEST_REFUND_KEY", payerKey)
 	t.Setenv("TEST_OFFER_KEY", payerKey)
 	t.Setenv("TEST_PAY_TO", seller)

@@ -114,6 +114,12 @@ type App struct {
 	// where a route has a pass.
 	PassSecret string `json:"pass_secret,omitempty"`
 
+	// Where sellers are told what becomes of their links. Default: nowhere.
+	Webhooks []Webhook `json:"webhooks,omitempty"`
+
+	// Where webhooks may go. Default: to port 443 of public addresses.
+	WebhookAccess WebhookAccess `json:"webhook_access,omitzero"`
+
 	networks map[payment.Network]*Network
 	remote   Remote  // nil where this process settles
 	wrapper  Wrapper // nil where it does not
@@ -255,6 +261,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if a.ledger, err = loadLedger(ctx, a); err != nil {
+		return err
+	}
+	if err := a.loadWebhooks(); err != nil {
 		return err
 	}
 	if err := a.loadSignedBy(ctx); err != nil {

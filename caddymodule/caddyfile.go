@@ -68,6 +68,8 @@ func init() {
 //		max_price <price>
 //		quote_secret {env.NAME}
 //		pass_secret {env.NAME}
+//		webhook  <name> <url> { secret {env.NAME}; events <type>... }
+//		webhooks { ports <port>...; insecure_http <host>...; insecure_allow <network>... }
 //	}
 //
 // The settings of until by amount stand on lines of their own.
@@ -122,8 +124,12 @@ func (a *App) parse(d *caddyfile.Dispenser) (err error) {
 		return checked(d, &a.QuoteSecret, func(s string) error { return checkSecret(quoteSecret, s, quotesExample) })
 	case passSecret:
 		return checked(d, &a.PassSecret, func(s string) error { return checkSecret(passSecret, s, passExample) })
+	case "webhook":
+		return a.parseWebhook(d)
+	case "webhooks":
+		return a.WebhookAccess.parse(d)
 	}
-	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "signed_by", "held", "max_price", "quote_secret", "pass_secret")
+	return unknown(d, "the global option x402", "pay_to", "network", "facilitator", "ledger", "settle", "until", "exposure", "redeliver", "entitled", "timeout", "deadline", "signed_by", "held", "max_price", "quote_secret", "pass_secret", "webhook", "webhooks")
 }
 
 // checkAddress checks an address that is not a placeholder. The networks that
@@ -543,6 +549,7 @@ func (f *FacilitatorAPI) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		origin    <scheme and host>
 //		redirects <host>...
 //		title     <text>
+//		merchant  <name> { key {env.NAME}...; read_key {env.NAME}...; key_hash <sha256>... }
 //		chain     <network> { rpc <url>; explorer <url>; currency <symbol> }
 //	}
 //
@@ -593,10 +600,38 @@ func (l *Links) parse(d *caddyfile.Dispenser) error {
 		return texts(d, &l.Redirects)
 	case "title":
 		return text(d, &l.Title)
+	case "merchant":
+		return l.parseMerchant(d)
 	case "chain":
 		return l.parseChain(d)
 	}
-	return unknown(d, "x402_links", "base", "accept", "pay_to", "timeout", "window", "until", "deadline", "origin", "redirects", "title", "chain")
+	return unknown(d, "x402_links", "base", "accept", "pay_to", "timeout", "window", "until", "deadline", "origin", "redirects", "title", "merchant", "chain")
+}
+
+func (l *Links) parseMerchant(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return d.Errf("merchant needs a name: write \"merchant shop { key {env.%s} }\"", tenantKeyExample)
+	}
+	m := LinkMerchant{Name: args[0]}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		var err error
+		switch d.Val() {
+		case "key":
+			err = secrets(d, &m.Keys, merchantKey, tenantKeyExample)
+		case "read_key":
+			err = secrets(d, &m.ReadKeys, merchantKey, tenantKeyExample)
+		case "key_hash":
+			err = texts(d, &m.KeyHashes)
+		default:
+			err = unknown(d, "merchant", "key", "read_key", "key_hash")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	l.Merchants = append(l.Merchants, m)
+	return nil
 }
 
 func (l *Links) parseChain(d *caddyfile.Dispenser) error {

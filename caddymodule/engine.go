@@ -16,6 +16,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/chain"
 	"github.com/tollgate402/tollgate/internal/failpoint"
+	"github.com/tollgate402/tollgate/internal/webhook"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
@@ -27,6 +28,7 @@ type engine struct {
 	facilitator payment.Facilitator
 	book        *openedLedger
 	desks       map[*Links]*desk
+	hooks       *webhook.Queue // nil where nobody is told anything
 	retiring    chan struct{}  // closed when the engine is to end
 	closers     []func() error // in the order in which things were started
 
@@ -80,8 +82,7 @@ func (e *engine) start(a *App) error {
 	}
 	e.till.Start()
 	e.closers = append(e.closers, func() error { e.till.Stop(); return nil })
-	e.startLinks(a)
-	return nil
+	return e.startLinks(a)
 }
 
 // startMarkets starts what settles here, on every network that has a node and

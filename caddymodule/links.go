@@ -3,9 +3,11 @@ package caddymodule
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,6 +74,10 @@ type Links struct {
 	// What people see as the seller's name. Default: the host of the link.
 	Title string `json:"title,omitempty"`
 
+	// Who may make links over HTTP, at /v1/payment-links. Default: nobody;
+	// "tollgate link" works without.
+	Merchants []LinkMerchant `json:"merchants,omitempty"`
+
 	// What browsers' wallets and receipts are told of networks, by name.
 	// Default: nothing, so that a wallet which does not know a network cannot
 	// add it, and receipts lead to no block explorer.
@@ -79,7 +85,76 @@ type Links struct {
 
 	app   *App
 	pages *linkpage.Site
+	keys  []linkhttp.Key
 	where places
+}
+
+// LinkMerchant makes links of its own and sees no others. Those that "tollgate
+// link" makes are the merchant's that it names, "main" where it names none.
+type LinkMerchant struct {
+	// What records and logs call it: 1 to 64 letters, digits, ".", "-" and "_".
+	// Its links stay with the name.
+	Name string `json:"name"`
+
+	// Secrets of which one must come as Authorization: Bearer or X-API-Key.
+	// Each must be a placeholder such as {env.SHOP_KEY}.
+	Keys []string `json:"keys,omitempty"`
+
+	// The same for programs that may look at links and make none.
+	ReadKeys []string `json:"read_keys,omitempty"`
+
+	// SHA-256 hashes of keys, in 64 hexadecimal digits, as
+	// "printf %s $SHOP_KEY | sha256sum" prints them, in place of the keys.
+	KeyHashes []string `json:"key_hashes,omitempty"`
+}
+
+// What errors call a merchant's key.
+const merchantKey = "the key of a merchant"
+
+// minKey is how long the key of a merchant must be.
+const minKey = 16
+
+// allowed returns the keys of a merchant.
+func (m *LinkMerchant) allowed() ([]linkhttp.Key, error) {
+	var list []linkhttp.Key
+	for _, group := range []struct {
+		secrets []string
+		write   bool
+	}{{m.Keys, true}, {m.ReadKeys, false}} {
+		for _, s := range group.secrets {
+			text, err := secret(merchantKey, s, tenantKeyExample)
+			if err != nil {
+				return nil, err
+			}
+			if len(text) < minKey {
+				return nil, fmt.Errorf("%s has %d characters, and needs %d: make one with \"openssl rand -base64 24\"", merchantKey, len(text), minKey)
+			}
+			list = append(list, linkhttp.Key{Merchant: m.Name, Hash: sha256.Sum256([]byte(text)), Read: true, Write: group.write})
+		}
+	}
+	for _, s := range m.KeyHashes {
+		hash, err := keyHash(s)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, linkhttp.Key{Merchant: m.Name, Hash: hash, Read: true, Write: true})
+	}
+	return list, nil
+}
+
+func (m *LinkMerchant) check() error {
+	if err := link.CheckMerchant(m.Name); err != nil {
+		return fmt.Errorf("merchant: the name %q %w", m.Name, err)
+	}
+	if len(m.Keys)+len(m.ReadKeys)+len(m.KeyHashes) == 0 {
+		return fmt.Errorf("merchant %s: nobody can be it: add \"key {env.%s}\" or \"key_hash <sha256>\"", m.Name, tenantKeyExample)
+	}
+	for _, s := range m.KeyHashes {
+		if _, err := keyHash(s); err != nil {
+			return fmt.Errorf("merchant %s: %w", m.Name, err)
+		}
+	}
+	return nil
 }
 
 // Chain is what everybody may know of a network.
@@ -115,6 +190,13 @@ func (l *Links) Provision(ctx caddy.Context) error {
 	if err := l.check(l.app); err != nil {
 		return err
 	}
+	for i := range l.Merchants {
+		keys, err := l.Merchants[i].allowed()
+		if err != nil {
+			return fmt.Errorf("merchant %s: %w", l.Merchants[i].Name, err)
+		}
+		l.keys = append(l.keys, keys...)
+	}
 	l.app.links = append(l.app.links, l)
 	return nil
 }
@@ -141,6 +223,14 @@ func (l *Links) check(a *App) error {
 	for i := range l.Accept {
 		if l.Accept[i].Price != "" || l.Accept[i].PriceExpression != "" || l.Accept[i].Scheme != "" && l.Accept[i].Scheme != string(payment.Exact) {
 			return about("accept", errors.New("accept: the price is the link's own, and the scheme is exact"))
+		}
+	}
+	for i := range l.Merchants {
+		if err := l.Merchants[i].check(); err != nil {
+			return about("merchant", err)
+		}
+		if slices.ContainsFunc(l.Merchants[:i], func(m LinkMerchant) bool { return m.Name == l.Merchants[i].Name }) {
+			return about("merchant", fmt.Errorf("merchant %s is given twice: put everything into one block", l.Merchants[i].Name))
 		}
 	}
 	pages, err := l.build()
@@ -239,6 +329,7 @@ type desk struct {
 	settings *Links
 	store    *link.Store
 	site     *linkhttp.Site
+	api      *linkhttp.Merchant
 }
 
 // open opens the desk of a handler. It must not be used before the engine's
@@ -247,7 +338,13 @@ func (l *Links) open(e *engine) *desk {
 	hub := &linkhttp.Hub{}
 	a := l.app
 	store := &link.Store{
-		Entries: failpoint.Store(e.book.store), Payments: e.book.ledger, Now: time.Now, Random: rand.Reader, Changed: hub.Tell,
+		Entries: failpoint.Store(e.book.store), Payments: e.book.ledger, Now: time.Now, Random: rand.Reader,
+		Changed: func(id link.ID) {
+			hub.Tell(id)
+			if e.hooks != nil {
+				e.hooks.Wake()
+			}
+		},
 	}
 	deadline := l.Deadline
 	if deadline == 0 {
@@ -259,12 +356,18 @@ func (l *Links) open(e *engine) *desk {
 			return till.Ticket(*a.passKey, host, opens, r, token)
 		}
 	}
-	return &desk{settings: l, store: store, site: &linkhttp.Site{
+	d := &desk{settings: l, store: store, site: &linkhttp.Site{
 		Ticket: ticket,
 		Links:  store, Till: e.till, Book: e.book.ledger, Base: l.base(), Pages: l.pages, Explorers: l.explorers(), Origin: l.Origin, Window: time.Duration(l.Window), Deadline: time.Duration(deadline),
 		Settles: func(n payment.Network) bool { return a.remote != nil || a.settles(n) == nil },
 		Hub:     hub, Logger: a.logger, Ending: e.retiring,
 	}}
+	store.Announce = d.announce(e.hooks)
+	d.api = &linkhttp.Merchant{
+		Links: store, Site: d.site, Keys: l.keys, Redirects: l.Redirects,
+		Offers: func(amount string) ([]payment.Offer, error) { return l.offers(a, amount) },
+	}
+	return d
 }
 
 // linkSweepEvery is the pause between looks for what has become of payments
@@ -272,9 +375,12 @@ func (l *Links) open(e *engine) *desk {
 const linkSweepEvery = 5 * time.Second
 
 // startLinks opens the desks of an app, and looks after their links.
-func (e *engine) startLinks(a *App) {
+func (e *engine) startLinks(a *App) error {
+	if err := e.startWebhooks(a, failpoint.Store(e.book.store)); err != nil {
+		return err
+	}
 	if len(a.links) == 0 {
-		return
+		return nil
 	}
 	e.desks = map[*Links]*desk{}
 	var stores []*link.Store
@@ -306,10 +412,12 @@ func (e *engine) startLinks(a *App) {
 		<-done
 		return nil
 	})
+	return nil
 }
 
 func (l *Links) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !strings.HasPrefix(r.URL.Path, l.base()+"/") {
+	api := len(l.keys) > 0 && (&linkhttp.Merchant{}).Has(r.URL.Path)
+	if !api && !strings.HasPrefix(r.URL.Path, l.base()+"/") {
 		return next.ServeHTTP(w, r)
 	}
 	l.app.unlogged(r)
@@ -319,7 +427,11 @@ func (l *Links) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		return nil
 	}
 	defer e.release()
-	e.desks[l].site.ServeHTTP(failpoint.Writer(w), r)
+	if d := e.desks[l]; api {
+		d.api.ServeHTTP(w, r)
+	} else {
+		d.site.ServeHTTP(failpoint.Writer(w), r)
+	}
 	return nil
 }
 

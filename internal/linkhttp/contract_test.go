@@ -110,6 +110,9 @@ func (c *contract) operation(method, path string) any {
 // description.
 func (c *contract) check(method, path, body string, a *reply) {
 	c.t.Helper()
+	if strings.HasPrefix(path, "/x402/-/") {
+		return // what pages are made of is nobody else's business
+	}
 	o := c.operation(method, path)
 	if o == nil {
 		if a.status != 404 && a.status != 405 {

@@ -53,7 +53,7 @@ func (m *Merchant) create(o *order) (*Reply, error) {
 	if before {
 		status = http.StatusOK
 	}
-	reply, err := replyWith(status, m.linkDoc(o.Request, l))
+	reply, err := replyWith(status, m.Site.linkDoc(m.Site.origin(o.Request), l))
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/link"
 )
@@ -46,10 +47,10 @@ type fieldDoc struct {
 	MaxLength int    `json:"maxlength"`
 }
 
-func (m *Merchant) linkDoc(r *http.Request, l *link.Link) linkDoc {
-	url := m.Site.URL(m.Site.origin(r), l.ID)
+func (s *Site) linkDoc(origin string, l *link.Link) linkDoc {
+	url := s.URL(origin, l.ID)
 	d := linkDoc{
-		ID: l.ID, Amount: json.Number(l.Amount), Description: l.Description, URL: url, AIURL: url, Networks: []string{}, Status: l.Status(m.Site.now()),
+		ID: l.ID, Amount: json.Number(l.Amount), Description: l.Description, URL: url, AIURL: url, Networks: []string{}, Status: l.Status(s.now()),
 		MaxUses: l.Uses, PaidCount: l.Sold, ExpiresAt: l.Expires.UTC().Format(time.RFC3339), CreatedAt: l.Created.UTC().Format(time.RFC3339),
 		CustomFields: []fieldDoc{}, Metadata: map[string]string{},
 		SuccessMessage: unlessEmpty(l.Message), SuccessURL: unlessEmpty(l.Redirect), Opens: unlessEmpty(l.Opens),
@@ -92,7 +93,7 @@ func (m *Merchant) show(o *order) (*Reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	return replyWith(http.StatusOK, m.linkDoc(o.Request, l))
+	return replyWith(http.StatusOK, m.Site.linkDoc(m.Site.origin(o.Request), l))
 }
 
 // cancel ends a link: nobody can begin to pay it any more.
@@ -109,7 +110,7 @@ func (m *Merchant) cancel(o *order) (*Reply, error) {
 			Status: http.StatusConflict, Code: AlreadyPaid, Message: "the link is paid, so nothing is left to cancel: to give the money back, refund the payment",
 		}
 	}
-	return replyWith(http.StatusOK, m.linkDoc(o.Request, l))
+	return replyWith(http.StatusOK, m.Site.linkDoc(m.Site.origin(o.Request), l))
 }
 
 // A pageDoc says where a page of a list ends.
@@ -158,7 +159,7 @@ func (m *Merchant) list(o *order) (*Reply, error) {
 		Links: []linkDoc{}, NextCursor: unlessEmpty(page.Next), TotalCount: stats.Total, ActiveCount: stats.ByStatus[link.Active], Pagination: pageDoc{page.Next != "", limit},
 	}
 	for _, l := range page.Links {
-		d.Links = append(d.Links, m.linkDoc(o.Request, l))
+		d.Links = append(d.Links, m.Site.linkDoc(m.Site.origin(o.Request), l))
 	}
 	return replyWith(http.StatusOK, d)
 }
@@ -226,11 +227,12 @@ func (m *Merchant) uses(o *order) (*Reply, error) {
 	}
 	d := useList{Payments: []receipt{}, NextCursor: unlessEmpty(string(next)), Pagination: pageDoc{next != "", limit}}
 	for _, u := range uses {
-		status, err := m.Site.standing(o.Request, u)
+		record, err := m.Site.record(o.Context(), u)
 		if err != nil {
 			return nil, err
 		}
-		d.Payments = append(d.Payments, m.Site.receiptOf(o.Request, l, u, status))
+		// What the payment opens is the payer's: the token is left out.
+		d.Payments = append(d.Payments, m.Site.receiptOf(m.Site.origin(o.Request), l, u, &ledger.Record{}, standing(&record, u)))
 	}
 	return replyWith(http.StatusOK, d)
 }

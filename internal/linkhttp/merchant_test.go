@@ -477,7 +477,10 @@ func TestOnlyAGoodKeyComesInAndOnlyToItsOwn(t *testing.T) {
 		t.Error("something has changed")
 	}
 	for _, header := range [][]string{
-		{"Authorization", "Bearer " + mainKey}, {"Authorization", "bearer " + mainKey}, {"X-API-Key", mainKey}, {"X-API-Key", mainKey, "Authorization", "Bearer " + mainKey},
+		{"Authorization", "Bearer " + mainKey},
+		{"Authorization", "bearer " + mainKey},
+		{"X-API-Key", mainKey},
+		{"X-API-Key", mainKey, "Authorization", "Bearer " + mainKey},
 		{"X-API-Key", mainKey, "Origin", s.url},
 	} {
 		if a := s.ask("POST", allLinks, something, header...); a.status != 201 {

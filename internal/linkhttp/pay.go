@@ -204,7 +204,7 @@ func (s *Site) paid(w http.ResponseWriter, r *http.Request, l *link.Link, u *lin
 	if err == nil {
 		status = standing(&record, u)
 	}
-	doc := paid{Status: link.Paid, Receipt: s.receiptOf(r, l, u, &record, status), Success: success{l.Message, l.Redirect}}
+	doc := paid{Status: link.Paid, Receipt: s.receiptOf(s.origin(r), l, u, &record, status), Success: success{l.Message, l.Redirect}}
 	answer(w, r, http.StatusOK, doc)
 }
 

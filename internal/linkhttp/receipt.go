@@ -56,11 +56,10 @@ type entrance struct {
 }
 
 // opens returns what a paid use opens, or nil.
-func (s *Site) opens(r *http.Request, l *link.Link, record *ledger.Record, o *payment.Offer) *entrance {
+func (s *Site) opens(origin string, l *link.Link, record *ledger.Record, o *payment.Offer) *entrance {
 	if l.Opens == "" || s.Ticket == nil || o == nil || record.State == "" {
 		return nil
 	}
-	origin := s.origin(r)
 	_, host, _ := strings.Cut(origin, "://")
 	token, err := s.Ticket(host, l.Opens, record, o.Amount.Token())
 	if err != nil {
@@ -70,8 +69,7 @@ func (s *Site) opens(r *http.Request, l *link.Link, record *ledger.Record, o *pa
 	return &entrance{origin + l.Opens, pass.Header, token}
 }
 
-func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, record *ledger.Record, status ReceiptStatus) receipt {
-	origin := s.origin(r)
+func (s *Site) receiptOf(origin string, l *link.Link, u *link.Use, record *ledger.Record, status ReceiptStatus) receipt {
 	d := receipt{
 		ID: u.Receipt, Status: status, URL: s.receiptURL(origin, u), Link: s.URL(origin, l.ID), Description: l.Description,
 		Amount: l.Amount, Units: u.Units, Payer: u.Payer, Transaction: u.Transaction, Fields: u.Fields,
@@ -84,7 +82,7 @@ func (s *Site) receiptOf(r *http.Request, l *link.Link, u *link.Use, record *led
 		d.Explorer = s.explorer(t.Network, u.Transaction)
 		d.Currency, d.Token, d.Network, d.NetworkName, d.PayTo = t.Symbol, t.Address, string(t.Network), t.Network.Title(), o.PayTo
 		if status == ReceiptPaid {
-			d.Opens = s.opens(r, l, record, o)
+			d.Opens = s.opens(origin, l, record, o)
 		}
 	}
 	return d
@@ -122,7 +120,7 @@ func (s *Site) receipt(w http.ResponseWriter, r *http.Request, id link.ID, name 
 	status := standing(&record, u)
 	offer := offerFor(l, u.Token)
 	if offer == nil || !s.wantsPage(r) {
-		answer(w, r, http.StatusOK, s.receiptOf(r, l, u, &record, status))
+		answer(w, r, http.StatusOK, s.receiptOf(s.origin(r), l, u, &record, status))
 		return
 	}
 	page := &linkpage.Receipt{
@@ -131,7 +129,7 @@ func (s *Site) receipt(w http.ResponseWriter, r *http.Request, id link.ID, name 
 	}
 	if status == ReceiptPaid {
 		page.Message, page.Redirect = l.Message, l.Redirect
-		if e := s.opens(r, l, &record, offer); e != nil {
+		if e := s.opens(s.origin(r), l, &record, offer); e != nil {
 			page.Open = &linkpage.Entrance{URL: e.URL, Token: e.Token}
 		}
 	}
