@@ -87,4 +87,20 @@ const (
 	EIP2612AssetMismatch Reason = "eip2612_asset_mismatch"
 	EIP2612Spender       Reason = "eip2612_spender_not_permit2"
 	EIP2612Expired       Reason = "eip2612_deadline_expired"
+
+	// The extension erc20ApprovalGasSponsoring. The last two are of an approval
+	// that was read and that no block will take, or no node has taken.
+	ERC20ApprovalFormat        Reason = "invalid_erc20_approval_extension_format"
+	ERC20ApprovalFromMismatch  Reason = "erc20_approval_from_mismatch"
+	ERC20ApprovalAssetMismatch Reason = "erc20_approval_asset_mismatch"
+	ERC20ApprovalSpender       Reason = "erc20_approval_spender_not_permit2"
+	ERC20ApprovalTxParse       Reason = "erc20_approval_tx_parse_failed"
+	ERC20ApprovalTxTarget      Reason = "erc20_approval_tx_wrong_target"
+	ERC20ApprovalTxSelector    Reason = "erc20_approval_tx_wrong_selector"
+	ERC20ApprovalTxCalldata    Reason = "erc20_approval_tx_invalid_calldata"
+	ERC20ApprovalTxSpender     Reason = "erc20_approval_tx_wrong_spender"
+	ERC20ApprovalTxSignature   Reason = "erc20_approval_tx_invalid_signature"
+	ERC20ApprovalTxSigner      Reason = "erc20_approval_tx_signer_mismatch"
+	ERC20ApprovalTxFailed      Reason = "erc20_approval_tx_failed"
+	ERC20ApprovalBroadcast     Reason = "erc20_approval_broadcast_failed"
 )
