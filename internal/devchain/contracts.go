@@ -32,6 +32,9 @@ type Contract struct {
 // the plain name and the one with (v, r, s) by that name and a 0: "permit" and "permit0".
 func TestUSDC() Contract { return mustLoad("TestUSDC") }
 
+// PlainToken returns the token of the address Plain.
+func PlainToken() Contract { return mustLoad("PlainToken") }
+
 // Multicall returns the contract of the address Multicall3.
 func Multicall() Contract { return mustLoad("Multicall3") }
 
@@ -86,7 +89,7 @@ var (
 	walletOwnerSlot = common.Hash{}
 )
 
-// balanceSlot returns where TestUSDC keeps the balance of holder: the mapping is in slot 0.
+// balanceSlot returns where TestUSDC and PlainToken keep the balance of holder: the mapping is in slot 0.
 func balanceSlot(holder common.Address) common.Hash {
 	return crypto.Keccak256Hash(common.LeftPadBytes(holder[:], 32), make([]byte, 32))
 }

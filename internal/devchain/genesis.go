@@ -14,6 +14,8 @@ import (
 var (
 	// USDC is the address of the test token, which is that of USDC on Base Sepolia.
 	USDC = common.HexToAddress("0x036CbD53842c5426634e7929541eC2318f3dCF7e")
+	// Plain is the address of a token with ERC-20 and nothing else, which can be paid with by Permit2 only.
+	Plain = common.HexToAddress("0x0020000000000000000000000000000000000020")
 	// Multicall3 is the address of Multicall3 on every chain.
 	Multicall3 = common.HexToAddress("0xcA11bde05977b3631167028862bE2a173976CA11")
 	// Permit2 is the address of Uniswap's Permit2 on every chain.
@@ -76,8 +78,9 @@ func forks() *params.ChainConfig {
 	}
 }
 
-// genesis holds the contracts, the funded accounts and their USDC. The two system contracts are those without which
-// go-ethereum cannot assemble the "pending" block; the others would make every empty block change the state.
+// genesis holds the contracts, the funded accounts and their tokens, as much of the plain one as of USDC. The two system
+// contracts are those without which go-ethereum cannot assemble the "pending" block; the others would make every empty
+// block change the state.
 func genesis(timestamp uint64) *core.Genesis {
 	token := TestUSDC()
 	wallet, owner := TestWallet(), DeriveAccount("payer").Address
@@ -110,6 +113,7 @@ func genesis(timestamp uint64) *core.Genesis {
 	give(Wallet)
 	tokenStorage[supplySlot] = common.BigToHash(supply)
 	alloc[USDC] = types.Account{Nonce: 1, Code: token.Code, Balance: new(big.Int), Storage: tokenStorage}
+	alloc[Plain] = types.Account{Nonce: 1, Code: PlainToken().Code, Balance: new(big.Int), Storage: tokenStorage}
 
 	return &core.Genesis{
 		Config:     forks(),

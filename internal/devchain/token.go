@@ -15,6 +15,12 @@ func (c *Chain) USDCBalance(account common.Address) *big.Int {
 	return c.headState().GetState(USDC, balanceSlot(account)).Big()
 }
 
+// PlainBalance returns what account holds of the token Plain at the head, in millionths. It panics once the chain is
+// closed.
+func (c *Chain) PlainBalance(account common.Address) *big.Int {
+	return c.headState().GetState(Plain, balanceSlot(account)).Big()
+}
+
 // Mint gives account more USDC, in millionths, in a transaction of its own; even while paused it is sealed on return.
 func (c *Chain) Mint(account common.Address, amount *big.Int) error {
 	return c.transact(TestUSDC().ABI.Pack("mint", account, amount))
