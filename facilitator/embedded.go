@@ -135,6 +135,8 @@ type quest struct {
 	// wallet reports that the signature is none by the payer's key. It is good
 	// only if the payer is a contract that accepts it.
 	wallet bool
+
+	raw *evm.RawApproval // the payer's own approval of Permit2, or nil
 }
 
 // Verify implements payment.Facilitator. A payment that no chain can make
@@ -171,6 +173,8 @@ func (q *quest) rehearsal() rehearsal {
 	this := rehearsal{key: q.key, proof: q.proof}
 	if q.signed.Approval != nil {
 		this.approval = sha256.Sum256(q.signed.Approval.Encode())
+	} else if q.raw != nil {
+		this.approval = payment.Fingerprint(q.raw.Hash())
 	}
 	return this
 }
@@ -236,6 +240,9 @@ func (q *quest) checkPermit(p *payment.Payment, at uint64) error {
 		return err
 	}
 	q.signed = evm.OfPermit(s, approval)
+	if err := q.checkRaw(p.Extensions); err != nil {
+		return err
+	}
 	return q.checkSigner(q.permit2)
 }
 
@@ -363,6 +370,8 @@ func (q *quest) simulate(ctx context.Context, at time.Time) (shown performed, er
 	}
 	var revert *chain.RevertError
 	switch err := settle.Went(q.signed, run); {
+	case errors.As(err, &revert) && q.needsRaw(revert, allowance):
+		return q.foresee(ctx, shown, at)
 	case errors.As(err, &revert):
 		return shown, q.diagnose(ctx, revert)
 	case err != nil:
@@ -495,6 +504,10 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.confirm(ctx, f.now()); err != nil {
 		return nil, err
 	}
+	approve, err := q.toSend(ctx, f.now())
+	if err != nil {
+		return nil, err
+	}
 	if !fromTill {
 		if r, err = f.claim(ctx, p, q, charge, identity, binding); err != nil {
 			return nil, err
@@ -503,9 +516,9 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	if charge.Zero() {
 		return f.settleNothing(ctx, &r, charge)
 	}
-	job := settle.Job{Record: r, Signed: q.signed, Charge: charge, Until: o.Until}
+	job := settle.Job{Record: r, Signed: q.signed, Charge: charge, Until: o.Until, Approve: approve}
 	shown, known := q.rehearsals.recall(q.head, q.rehearsal())
-	if job.Contract = known && shown.contract; known && !shown.contract && q.signed.Most.Cmp(charge.Big()) == 0 {
+	if job.Contract = known && shown.contract; known && !shown.contract && !shown.unapproved && q.signed.Most.Cmp(charge.Big()) == 0 {
 		job.Rehearsed = q.head
 	}
 	s, err := q.Engine.Settle(ctx, job)
@@ -576,23 +589,27 @@ func (f *Embedded) release(ctx context.Context, claimed *ledger.Record, cause er
 // its proxies have been found; that is asked once.
 func (f *Embedded) Supported(ctx context.Context) (*payment.Supported, error) {
 	s := &payment.Supported{Signers: map[string][]string{}}
-	sponsors := false
+	sponsors, relays := false, false
 	for n, m := range f.markets {
 		s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V2, Scheme: payment.Exact, Network: n})
 		if _, ok := n.V1(); ok {
 			s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V1, Scheme: payment.Exact, Network: n})
 		}
-		sponsors = sponsors || m.confirmProxy(ctx, payment.Exact) == nil
+		permits := m.confirmProxy(ctx, payment.Exact) == nil
 		if m.confirmProxy(ctx, payment.Upto) == nil {
 			s.Kinds = append(s.Kinds, payment.Kind{Version: payment.V2, Scheme: payment.Upto, Network: n, Extra: uptoExtra(m.Engine)})
-			sponsors = true
+			permits = true
 		}
+		sponsors, relays = sponsors || permits, relays || permits && m.Engine.RelayApprovals
 		for _, lane := range m.Engine.Lanes() {
 			s.Signers["eip155:*"] = append(s.Signers["eip155:*"], lane.Hex())
 		}
 	}
 	if sponsors {
 		s.Extensions = append(s.Extensions, evm.Sponsoring)
+	}
+	if relays {
+		s.Extensions = append(s.Extensions, evm.RawSponsoring)
 	}
 	sort.Slice(s.Kinds, func(i, j int) bool {
 		a, b := s.Kinds[i], s.Kinds[j]

@@ -25,8 +25,9 @@ type rehearsals struct {
 
 // performed is what a simulation that went well has shown.
 type performed struct {
-	contract bool     // the payer's account has code
-	funds    *big.Int // see payment.Verification
+	contract   bool     // the payer's account has code
+	unapproved bool     // it goes well once the payer's own approval is in a block
+	funds      *big.Int // see payment.Verification
 }
 
 // A rehearsal is what was signed, with its signature and the approval that came

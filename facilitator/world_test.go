@@ -74,7 +74,7 @@ func (w *world) embedOpen(f evm.Factories) *facilitator.Embedded {
 	return w.embedMarket([]*ecdsa.PrivateKey{w.chain.Account("facilitator").Key}, facilitator.Market{Tokens: []payment.Token{facilitatortest.USDC(w.t)}, Factories: f})
 }
 
-func (w *world) embedMarket(lanes []*ecdsa.PrivateKey, m facilitator.Market) *facilitator.Embedded {
+func (w *world) embedMarket(lanes []*ecdsa.PrivateKey, m facilitator.Market, adjust ...func(*settle.Config)) *facilitator.Embedded {
 	w.t.Helper()
 	signers := make([]payment.CallSigner, len(lanes))
 	for i, key := range lanes {
@@ -82,10 +82,14 @@ func (w *world) embedMarket(lanes []*ecdsa.PrivateKey, m facilitator.Market) *fa
 	}
 	// The engine has a node of its own, so that the calls of the other one are
 	// those of verification: the engine asks when it likes.
-	engine, err := settle.New(settle.Config{
+	c := settle.Config{
 		Network: payment.EVM(84532), Chain: facilitatortest.Client(w.t, w.chain.URL()), Ledger: w.ledger,
 		Signers: signers,
-	})
+	}
+	for _, f := range adjust {
+		f(&c)
+	}
+	engine, err := settle.New(c)
 	if err != nil {
 		w.t.Fatal(err)
 	}

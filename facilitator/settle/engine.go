@@ -114,6 +114,11 @@ type Config struct {
 	// burn all of it. Default: 500000.
 	MaxWalletGas uint64
 
+	// RelayApprovals has the approvals of Permit2 sent that payers have signed
+	// as transactions of their own, before their payments. They cost the payer
+	// and not a lane. Default: no.
+	RelayApprovals bool
+
 	// Failed, if not nil, is told of each payment for which gas was paid and
 	// that did not move: what its payer had signed failed in a block. It must
 	// not block.
@@ -316,6 +321,11 @@ type Job struct {
 
 	// Contract says that the payer's account has code.
 	Contract bool
+
+	// Approve, if not nil, is the payer's own transaction by which Permit2 may
+	// move what the payment moves. Where that is not so yet it is sent, and
+	// waited for, before anything else happens. Only with RelayApprovals.
+	Approve *evm.RawApproval
 }
 
 // Settle moves the money of a job, or finds that it has moved, and waits
@@ -327,7 +337,11 @@ type Job struct {
 // it was; one that is, that the outcome is not known yet. The engine goes on
 // watching then.
 func (e *Engine) Settle(ctx context.Context, j Job) (*payment.Settlement, error) {
+	if err := e.approve(ctx, j.Signed, j.Charge.Big(), j.Approve); err != nil {
+		return nil, err
+	}
 	it := newItem(j.Record, j.Signed, j.Until, j.Charge)
+	it.approval = j.Approve
 	t := &ticket{it: it, rehearsed: j.Rehearsed, contract: j.Contract, most: e.MaxBatch, done: make(chan struct{})}
 	if err := e.enqueue(t, false); err != nil {
 		return nil, unavailable(j, "waiting for a lane", err)

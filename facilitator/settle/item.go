@@ -12,9 +12,10 @@ import (
 
 // An item is a payment that the engine watches.
 type item struct {
-	signed *evm.Instrument
-	until  payment.Finality
-	charge payment.Amount
+	signed   *evm.Instrument
+	until    payment.Finality
+	charge   payment.Amount
+	approval *evm.RawApproval // that came with the payment, or nil; never changes
 
 	// turn holds one token. Whoever has it may ask the chain about the item,
 	// so that waiters and the watcher do not ask twice at once.
@@ -55,7 +56,9 @@ func (e *Engine) itemOf(r ledger.Record) (*item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("settle: the stored charge of payment %s %w", r.Key, err)
 	}
-	return newItem(r, signed, until, charge), nil
+	it := newItem(r, signed, until, charge)
+	it.approval = e.approvalIn(p, signed)
+	return it, nil
 }
 
 func (it *item) snapshot() ledger.Record {

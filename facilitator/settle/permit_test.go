@@ -62,6 +62,12 @@ func (w *world) permit(scheme payment.Scheme) *evm.SignedPermit {
 // units.
 func (w *world) claimPermit(s *evm.SignedPermit, units int64, until payment.Finality) settle.Job {
 	w.t.Helper()
+	return w.claimWith(s, nil, units, until)
+}
+
+// claimWith is claimPermit of a payment with extensions.
+func (w *world) claimWith(s *evm.SignedPermit, extensions json.RawMessage, units int64, until payment.Finality) settle.Job {
+	w.t.Helper()
 	o := w.offer
 	o.Scheme = s.Scheme
 	o.Extra = map[string]json.RawMessage{"assetTransferMethod": json.RawMessage(`"permit2"`)}
@@ -73,7 +79,9 @@ func (w *world) claimPermit(s *evm.SignedPermit, units int64, until payment.Fina
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	_, header := challenge.Pay(&challenge.Offers[0], s.Encode()).Header()
+	draft := challenge.Pay(&challenge.Offers[0], s.Encode())
+	draft.Extensions = extensions
+	_, header := draft.Header()
 	p, err := payment.FromHeader([]string{header}, nil)
 	if err != nil {
 		w.t.Fatal(err)

@@ -342,9 +342,7 @@ func (e *Engine) again(it *item, seen *ledger.Record) {
 			t.most = (len(s.stored.Items) + 1) / 2 // they never change
 		}
 	}
-	if err := e.enqueue(t, false); err != nil {
-		t.finish("", err)
-	}
+	e.queueAgain(t)
 }
 
 // take stores a step. Nobody waits for the disk where the step is Forgettable;
