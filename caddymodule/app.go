@@ -186,6 +186,13 @@ type Network struct {
 	// with, so they must do nothing but deploy a wallet. Default: none.
 	WalletFactories map[string][]string `json:"wallet_factories,omitempty"`
 
+	// How payers without allowance for Permit2 may get one, beside EIP-2612,
+	// which they always may: "erc20_approval" sends the transaction that such a
+	// payer has signed to approve Permit2, before its payment. The payer pays
+	// its gas. With a facilitator elsewhere it is offered only, and that
+	// facilitator must have the extension. Default: none.
+	Sponsoring []string `json:"sponsoring,omitempty"`
+
 	// For which payments one node is not enough. Default: none.
 	Quorum *Quorum `json:"quorum,omitempty"`
 
@@ -328,6 +335,9 @@ func (n *Network) learn() error {
 		return errors.New("rate must not be negative")
 	}
 	if n.factories, err = factories(n.WalletFactories); err != nil {
+		return err
+	}
+	if err := checkSponsoring(n.Sponsoring); err != nil {
 		return err
 	}
 	if n.Quorum != nil {

@@ -49,6 +49,7 @@ func init() {
 //			max_gas         <gas>
 //			max_wallet_gas  <gas>
 //			wallet_factory  <address> <function>...
+//			sponsoring      erc20_approval
 //			quorum          <nodes> [above <price>]
 //			rate            <reads per second>
 //			poll_interval   <duration>
@@ -200,6 +201,12 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 			if _, err := factories(n.WalletFactories); err != nil {
 				return d.WrapErr(err)
 			}
+		case "sponsoring":
+			if err = texts(d, &n.Sponsoring); err == nil {
+				if err := checkSponsoring(n.Sponsoring); err != nil {
+					return d.WrapErr(err)
+				}
+			}
 		case "quorum":
 			n.Quorum = &Quorum{}
 			err = n.Quorum.parse(d)
@@ -210,7 +217,7 @@ func (n *Network) parse(d *caddyfile.Dispenser) error {
 		case "poll_interval":
 			err = duration(d, &n.PollInterval)
 		default:
-			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "max_wallet_gas", "wallet_factory", "quorum", "rate", "poll_interval")
+			err = unknown(d, "network", "rpc", "lane", "refunds", "token", "max_fee_per_gas", "gas_budget", "max_gas", "max_wallet_gas", "wallet_factory", "sponsoring", "quorum", "rate", "poll_interval")
 		}
 		if err != nil {
 			return err

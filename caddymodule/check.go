@@ -192,6 +192,15 @@ func (i *inspection) remote(ctx context.Context, a *App, patience time.Duration)
 			i.say(failed, about, "does not settle %s, which a route offers", kind)
 		}
 	}
+	for _, n := range a.Networks {
+		switch {
+		case !n.relaysApprovals():
+		case slices.Contains(supported.Extensions, evm.RawSponsoring):
+			i.say(passed, about, "has %s", evm.RawSponsoring)
+		default:
+			i.say(failed, about, "has no %s, which payers on %s would be offered: leave out \"sponsoring %s\"", evm.RawSponsoring, n.Network, byRawApproval)
+		}
+	}
 }
 
 // settling looks at a network through its nodes, if it has any.

@@ -201,6 +201,19 @@ func TestCheckAsksARemoteFacilitator(t *testing.T) {
 		t.Fatalf("%v\n%s", err, doc)
 	}
 	b.wants(found, passed, "facilitator", "settles exact on eip155:84532")
+
+	const sponsoring = "pay_to " + seller + "\n\t\tnetwork base-sepolia {\n\t\t\tsponsoring erc20_approval\n\t\t}\n\t\tfacilitator "
+	if found, _, err = b.checkApp(sponsoring+"fake", long); err == nil {
+		t.Error("a facilitator without the extension passes")
+	}
+	b.wants(found, failed, "facilitator", "erc20ApprovalGasSponsoring", "base-sepolia")
+	known := `{"kinds":[{"x402Version":2,"scheme":"exact","network":"eip155:84532"}],"extensions":["erc20ApprovalGasSponsoring"]}`
+	uptoSays.Store(&known)
+	t.Cleanup(func() { uptoSays.Store(nil) })
+	if found, _, err = b.checkApp(sponsoring+"fake_upto", long); err != nil {
+		t.Errorf("%v: %+v", err, found)
+	}
+	b.wants(found, passed, "facilitator", "has erc20ApprovalGasSponsoring")
 }
 
 func TestCheckSaysWhatToDoWithoutAConfigurationToCheck(t *testing.T) {

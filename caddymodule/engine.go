@@ -106,6 +106,7 @@ func (e *engine) startMarkets(a *App, book *openedLedger) ([]facilitator.Market,
 		engine, err := settle.New(settle.Config{
 			Network: n.network, Chain: failpoint.Chain(client), Ledger: book.ledger, Signers: n.lanes,
 			MaxFeePerGas: n.maxFee, GasBudget: n.budget, MaxGas: n.MaxGas, MaxWalletGas: n.MaxWalletGas, Quorum: n.quorum, Logger: a.logger,
+			RelayApprovals: n.relaysApprovals(),
 			Failed: func(signed *evm.Instrument) {
 				strikes.Strike(time.Now(), facilitator.SuspectOf(n.network, signed.Payer, nil))
 			},

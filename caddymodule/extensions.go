@@ -145,10 +145,7 @@ func (p *Paywall) extend(c *payment.Challenge, m till.Mode) (till.Extensions, er
 	if p.SIWX > 0 && m == till.Optimistic {
 		return x, about("siwx", errors.New("siwx lets those come back who have paid, which settle optimistic does not know when it answers: write settle held or settle first"))
 	}
-	var fixed []extension.Extension
-	if e, ok := sponsoring(c.Offers); ok {
-		fixed = append(fixed, e)
-	}
+	fixed := p.app.sponsoring(c.Offers)
 	if p.PaymentIdentifier != "" {
 		if err := checkIdentifier(p.PaymentIdentifier); err != nil {
 			return x, about("payment_identifier", err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -119,20 +120,50 @@ func selectorOf(f string) (selector [4]byte, err error) {
 	return [4]byte(crypto.Keccak256([]byte(f))), nil
 }
 
-// sponsoring is the extension that invites payers without allowance for Permit2
-// to send an approval along (EIP-2612). ok is false where no offer is paid by
-// Permit2 in a token whose domain is known.
-func sponsoring(offers []payment.Offer) (e extension.Extension, ok bool) {
-	for _, o := range offers {
-		if t := o.Amount.Token(); o.ByPermit2() && t.Name != "" && t.Version != "" {
-			return extension.Extension{
-				Name: evm.Sponsoring,
-				// There is no description in it, since some clients do not echo one.
-				Info: json.RawMessage(`{"version":"1"}`), Schema: json.RawMessage(sponsoringForm),
-			}, true
+// byRawApproval is what "sponsoring" may say.
+const byRawApproval = "erc20_approval"
+
+func checkSponsoring(ways []string) error {
+	for i, way := range ways {
+		if way != byRawApproval {
+			return fmt.Errorf("sponsoring %q is not known: write erc20_approval", way)
+		}
+		if slices.Contains(ways[:i], way) {
+			return fmt.Errorf("sponsoring %s is given twice", way)
 		}
 	}
-	return e, false
+	return nil
+}
+
+// relaysApprovals reports whether payers may send transactions along that
+// approve Permit2.
+func (n *Network) relaysApprovals() bool { return slices.Contains(n.Sponsoring, byRawApproval) }
+
+// sponsoring returns the extensions that invite payers without allowance for
+// Permit2 to send an approval along: a permit (EIP-2612) where an offer is paid
+// by Permit2 in a token whose domain is known, a transaction where the network
+// of such an offer has that on. There is no description in them, since some
+// clients do not echo one.
+func (a *App) sponsoring(offers []payment.Offer) []extension.Extension {
+	permit, transaction := false, false
+	for _, o := range offers {
+		if !o.ByPermit2() {
+			continue
+		}
+		t := o.Amount.Token()
+		permit = permit || t.Name != "" && t.Version != ""
+		n, known := a.networks[o.Network()]
+		transaction = transaction || known && n.relaysApprovals()
+	}
+	info := json.RawMessage(`{"version":"1"}`)
+	var list []extension.Extension
+	if permit {
+		list = append(list, extension.Extension{Name: evm.Sponsoring, Info: info, Schema: json.RawMessage(sponsoringForm)})
+	}
+	if transaction {
+		list = append(list, extension.Extension{Name: evm.RawSponsoring, Info: info, Schema: json.RawMessage(rawSponsoringForm)})
+	}
+	return list
 }
 
 // sponsoringForm says what payers fill in, as a JSON Schema.
@@ -146,3 +177,13 @@ const sponsoringForm = `{"$schema":"https://json-schema.org/draft/2020-12/schema
 	`"signature":{"type":"string","pattern":"^0x[a-fA-F0-9]+$"},` +
 	`"version":{"type":"string","pattern":"^[0-9]+(\\.[0-9]+)*$"}},` +
 	`"required":["from","asset","spender","amount","nonce","deadline","signature","version"]}`
+
+// rawSponsoringForm is the same for an approval that is a transaction.
+const rawSponsoringForm = `{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{` +
+	`"from":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"asset":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"spender":{"type":"string","pattern":"^0x[a-fA-F0-9]{40}$"},` +
+	`"amount":{"type":"string","pattern":"^[0-9]+$"},` +
+	`"signedTransaction":{"type":"string","pattern":"^0x[a-fA-F0-9]+$"},` +
+	`"version":{"type":"string","pattern":"^[0-9]+(\\.[0-9]+)*$"}},` +
+	`"required":["from","asset","spender","amount","signedTransaction","version"]}`

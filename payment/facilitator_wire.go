@@ -289,9 +289,10 @@ func (s *Supported) Encode() []byte {
 	}{kinds, extensions, signers})
 }
 
-// DecodeSupported reads the kinds in the answer of /supported. Those whose
-// network is not known here, such as wildcards, are left out, and so are
-// extensions and signers, on which nothing here depends.
+// DecodeSupported reads the kinds and the names of extensions in the answer of
+// /supported. Kinds whose network is not known here, such as wildcards, are left
+// out, and so are signers, on which nothing here depends. Extensions in another
+// form than a list of names count as none.
 func DecodeSupported(body []byte) (*Supported, error) {
 	const what = "supported answer"
 	o, err := strictjson.Parse(body, "", 1<<20)
@@ -321,6 +322,9 @@ func DecodeSupported(body []byte) (*Supported, error) {
 			return nil, malformed(what, err)
 		}
 		s.Kinds = append(s.Kinds, Kind{version, Scheme(scheme), n, extra})
+	}
+	if names, ok := o.Value("extensions"); ok && json.Unmarshal(names, &s.Extensions) != nil {
+		s.Extensions = nil
 	}
 	return s, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -282,7 +283,7 @@ func TestSupportedKindsSurviveTheWire(t *testing.T) {
 	sameJSON(t, doc, []byte(`{"kinds":[{"x402Version":2,"scheme":"exact","network":"eip155:84532"},{"x402Version":1,"scheme":"exact","network":"base-sepolia"},`+
 		`{"x402Version":2,"scheme":"upto","network":"eip155:84532","extra":{"facilitatorAddress":"0xab"}}],"extensions":["bazaar"],"signers":{"eip155:*":["`+somePayer+`"]}}`))
 	got, err := payment.DecodeSupported(doc)
-	if err != nil || len(got.Kinds) != len(s.Kinds) {
+	if err != nil || len(got.Kinds) != len(s.Kinds) || !slices.Equal(got.Extensions, s.Extensions) {
 		t.Fatalf("got %+v, %v", got, err)
 	}
 	for i, k := range got.Kinds {
@@ -311,6 +312,11 @@ func TestSupportedAnswersOfOthersAreReadAsFarAsTheyAreKnownHere(t *testing.T) {
 	o.Scheme = payment.Upto
 	if got.Supports(&o) {
 		t.Error("upto on Base is said to be supported")
+	}
+	for _, other := range []string{`null`, `{"bazaar":{}}`, `["bazaar",7]`, `"bazaar"`} {
+		if got, err := payment.DecodeSupported([]byte(`{"kinds":[],"extensions":` + other + `}`)); err != nil || len(got.Extensions) != 0 {
+			t.Errorf("extensions %s: %+v, %v", other, got, err)
+		}
 	}
 	for _, doc := range []string{
 		"", "[]", "{}", `{"kinds":{}}`, `{"kinds":[7]}`, `{"kinds":[{}]}`, `{"kinds":[{"x402Version":"2","scheme":"exact","network":"base"}]}`,
