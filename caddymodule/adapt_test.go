@@ -148,7 +148,7 @@ func TestTheExampleIsFormattedAndValid(t *testing.T) {
 	if exists(os.Getenv("TOLLGATE_DATA")) {
 		t.Error("validating it wrote files")
 	}
-	for _, directive := range []string{"x402 {", "x402 /", "x402_facilitator", "x402_receipts", "refunds key", "exposure", "otherwise", "redeliver", "entitled", "@paying x402", "format x402", "payment_identifier", "siwx", "discover {", "x402_discovery", "signed_by key"} {
+	for _, directive := range []string{"x402 {", "x402 /", "x402_facilitator", "x402_receipts", "refunds key", "exposure", "otherwise", "redeliver", "entitled", "@paying x402", "format x402", "payment_identifier", "siwx", "discover {", "x402_discovery", "signed_by key", "sponsoring erc20_approval"} {
 		if !strings.Contains(string(source), directive) {
 			t.Errorf("the example does not show %q", directive)
 		}

@@ -142,6 +142,10 @@ func (s *sandbox) serveUpstream(address string) error {
 		s.grants.Add(1)
 		writeJSON(w, map[string]string{"city": "Lisbon", "high": "04:12", "low": "10:31"})
 	})
+	mux.HandleFunc("GET /ferry", func(w http.ResponseWriter, _ *http.Request) {
+		s.grants.Add(1)
+		writeJSON(w, map[string]string{"from": "Cais do Sodré", "to": "Cacilhas", "next": "14:20"})
+	})
 	mux.HandleFunc("GET /quota", func(w http.ResponseWriter, _ *http.Request) {
 		s.grants.Add(1)
 		writeJSON(w, map[string]int{"requests": 100})
@@ -190,7 +194,10 @@ func (s *sandbox) runCaddy(o options, upstream string) error {
 			return err
 		}
 	}
-	source := tollgate.Caddyfile
+	source, err := withPlainToken(tollgate.Caddyfile)
+	if err != nil {
+		return err
+	}
 	if s.hostile {
 		source = bytes.Replace(source, []byte("facilitator embedded"), []byte("facilitator hostile "+strconv.FormatUint(s.seed, 10)), 1)
 	}
@@ -205,6 +212,22 @@ func (s *sandbox) runCaddy(o options, upstream string) error {
 		return fmt.Errorf("starting Caddy with Caddyfile.example: %w", err)
 	}
 	return nil
+}
+
+// withPlainToken adds to Caddyfile.example what no other chain has: a token that
+// can be paid with by Permit2 only, which payers have to approve by a transaction
+// of their own, and a route that wants it.
+func withPlainToken(source []byte) ([]byte, error) {
+	for _, part := range []struct{ before, after string }{
+		{"# sponsoring erc20_approval\n", "sponsoring erc20_approval\n\n\t\t\ttoken " + devchain.Plain.Hex() + " {\n\t\t\t\tsymbol PLAIN\n\t\t\t\tdecimals 6\n\t\t\t}\n"},
+		{"\tx402_receipts ", "\tx402 /ferry \"0.001 PLAIN\" \"The next ferry\" {\n\t\ttoken PLAIN\n\t\tmethod permit2\n\t}\n\n\tx402_receipts "},
+	} {
+		if bytes.Count(source, []byte(part.before)) != 1 {
+			return nil, fmt.Errorf("Caddyfile.example has not %q once, which the sandbox puts its own token in the place of", part.before)
+		}
+		source = bytes.Replace(source, []byte(part.before), []byte(part.after), 1)
+	}
+	return source, nil
 }
 
 // stop ends everything and removes what only this run needed.
@@ -257,6 +280,7 @@ func (s *sandbox) print() error {
 		FacilitatorURL string    `json:"facilitator_url"`
 		AdminURL       string    `json:"admin_url"`
 		Token          string    `json:"token"`
+		PlainToken     string    `json:"plain_token"` // without EIP-2612 and EIP-3009
 		Network        string    `json:"network"`
 		NetworkV1      string    `json:"network_v1"`
 		Price          string    `json:"price"` // atomic units
@@ -267,6 +291,6 @@ func (s *sandbox) print() error {
 		Accounts       []account `json:"accounts"`
 	}{
 		s.chain.ChainID(), s.chain.URL(), s.apiURL(), s.paidURL(), s.facilitatorURL(), "http://" + s.admin,
-		devchain.USDC.Hex(), string(network), network.In(payment.V1), "1000", s.seller().Address.Hex(), s.dir, s.hostile, s.seed, accounts,
+		devchain.USDC.Hex(), devchain.Plain.Hex(), string(network), network.In(payment.V1), "1000", s.seller().Address.Hex(), s.dir, s.hostile, s.seed, accounts,
 	})
 }
