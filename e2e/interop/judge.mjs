@@ -1,9 +1,10 @@
 // What makes a row pass. Each function returns the list of what is wrong, empty for a pass.
 import { isDeepStrictEqual } from "node:util";
+import { sponsoring } from "./matrix.mjs";
 import { decodeHeader } from "./wire.mjs";
 
-/** The extension by which payers send an approval for Permit2 along (EIP-2612), so that they need no gas. */
-export const sponsoring = "eip2612GasSponsoring";
+/** What an approval costs a payer who sends it as a transaction at most, in wei. */
+const approvalCost = 100_000_000_000_000n;
 
 const sameAddress = (a, b) => typeof a === "string" && typeof b === "string" && a.toLowerCase() === b.toLowerCase();
 const networkNames = (sandbox) => ({ 1: sandbox.network_v1, 2: sandbox.network });
@@ -14,7 +15,7 @@ const networkNames = (sandbox) => ({ 1: sandbox.network_v1, 2: sandbox.network }
  */
 export function paidProblems({ payment, charge, asked, answer, before, change, world, body }) {
   if (answer.error) return [answer.error];
-  const { sandbox, payer } = world;
+  const { sandbox, token, payer } = world;
   const problems = [];
   const expect = (ok, message) => { if (!ok) problems.push(message); };
   const network = networkNames(sandbox)[payment.version];
@@ -25,7 +26,7 @@ export function paidProblems({ payment, charge, asked, answer, before, change, w
   const price = BigInt(offer.amount ?? offer.maxAmountRequired);
   const charged = (payment.way.scheme === "upto" && charge) || price;
   expect(sameAddress(offer.payTo, sandbox.pay_to), `the offer pays ${offer.payTo}, not ${sandbox.pay_to}`);
-  expect(sameAddress(offer.asset, sandbox.token), `the offer names token ${offer.asset}, not ${sandbox.token}`);
+  expect(sameAddress(offer.asset, token), `the offer names token ${offer.asset}, not ${token}`);
   expect(payment.method !== "GET" || price === BigInt(sandbox.price), `the offer asks ${price}, not ${sandbox.price}`);
 
   expect(answer.status === 200, `the paid answer is ${answer.status}, not 200`);
@@ -47,7 +48,8 @@ export function paidProblems({ payment, charge, asked, answer, before, change, w
     expect(answer.receipt?.amount === String(charged), `the receipt says that ${answer.receipt?.amount} was charged, not ${charged}`);
   }
   problems.push(...moneyProblems({ change, charged, payer, sandbox, transaction: answer.receipt?.transaction }));
-  expect(change.ether === 0n, `the payer's ether changed by ${change.ether} wei`);
+  const paysGas = payment.way.sponsored === sponsoring.transaction; // for its approval
+  expect(paysGas ? change.ether < 0n && change.ether > -approvalCost : change.ether === 0n, `the payer's ether changed by ${change.ether} wei`);
   expect(change.grants === 1, `the handler ran ${change.grants} times for one payment`);
   return problems;
 }
@@ -57,14 +59,22 @@ function permit2Problems({ payment, offer, asked, answer, before, price }) {
   const problems = [];
   const expect = (ok, message) => { if (!ok) problems.push(message); };
   const { payload, extensions } = answer.payment ? decodeHeader(answer.payment.value) : { payload: {} };
-  const { sponsored } = payment.way;
+  const { sponsored, plain } = payment.way;
+  const asks = plain ? sponsoring.transaction : sponsoring.permit;
   expect(offer.extra?.assetTransferMethod === "permit2", `the offer is paid by ${offer.extra?.assetTransferMethod}, not permit2`);
-  expect(asked.extensions[sponsoring] !== undefined, `the 402 does not say ${sponsoring}`);
+  expect(asked.extensions[asks] !== undefined, `the 402 does not say ${asks}`);
+  expect(!plain || asked.extensions[sponsoring.permit] === undefined, `the 402 says ${sponsoring.permit} of a token without EIP-2612`);
   expect(payload.permit2Authorization !== undefined, "the client signed no permit");
   expect((before.allowance < price) === Boolean(sponsored), `Permit2 had an allowance of ${before.allowance}`);
-  const approved = extensions?.[sponsoring]?.info.signature !== undefined;
-  expect(approved === Boolean(sponsored), `the client sent ${approved ? "an" : "no"} approval along`);
+  const approvals = Object.values(sponsoring).filter((name) => approvalIn(extensions, name) !== undefined);
+  expect(isDeepStrictEqual(approvals, sponsored ? [sponsored] : []), `the client sent approvals along: ${approvals.join(", ") || "none"}`);
   return problems;
+}
+
+/** What the payer signed in an extension of sponsoring: a signature, or a whole transaction. */
+export function approvalIn(extensions, name) {
+  const info = extensions?.[name]?.info;
+  return info?.signature ?? info?.signedTransaction;
 }
 
 function receiptProblems(receipt, network, payer) {

@@ -20,8 +20,8 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { TokenChain } from "./chain.mjs";
 import { Service, runNode } from "./child.mjs";
-import { clients, expectedRows, installedVersion, payments, replays, sellers } from "./matrix.mjs";
-import { paidProblems, replayProblems, sponsoring } from "./judge.mjs";
+import { clients, expectedRows, installedVersion, payments, replays, sellers, sponsoring } from "./matrix.mjs";
+import { approvalIn, paidProblems, replayProblems } from "./judge.mjs";
 import { markdown, plain, replaceBetweenMarkers } from "./table.mjs";
 import { askPrice, decodeHeader, encodeHeader, sendPayment } from "./wire.mjs";
 
@@ -63,25 +63,32 @@ async function runMatrix() {
     "--json", "--ephemeral-ports", "--data", dataDir, ...(options.peaceful ? [] : hostility),
   ]);
   if (!options.peaceful && !sandbox.hostile) throw new Error("the sandbox is not hostile");
-  const chain = new TokenChain(sandbox.rpc_url, sandbox.token);
-  const payer = sandbox.accounts.find((account) => account.label === "payer");
-  if (!payer) throw new Error('the sandbox lists no account labelled "payer"');
-  const world = { sandbox, chain, payer, shops: await openShops(sandbox) };
+  const shops = await openShops(sandbox);
 
   const done = new Map();
   const rows = [];
   for (const payment of payments) {
-    const row = await payOnce(world, payment);
+    const row = await payOnce(worldOf(sandbox, shops, payment), payment);
     done.set(payment, row);
     rows.push(row);
   }
-  for (const replay of replays) rows.push(await replayOnce(world, replay, done.get(replay.of)));
+  for (const replay of replays) {
+    rows.push(await replayOnce(worldOf(sandbox, shops, replay.of), replay, done.get(replay.of)));
+  }
   return rows;
+}
+
+/** The world as a payment sees it: who pays, and in which token on which chain. */
+function worldOf(sandbox, shops, { way, payer: label }) {
+  const payer = sandbox.accounts.find((account) => account.label === label);
+  if (!payer) throw new Error(`the sandbox lists no account labelled "${label}"`);
+  const token = way.plain ? sandbox.plain_token : sandbox.token;
+  return { sandbox, shops, payer, token, chain: new TokenChain(sandbox.rpc_url, token) };
 }
 
 /** Where each seller takes money and where it says how often its handler ran. */
 async function openShops(sandbox) {
-  const env = { FACILITATOR_URL: sandbox.facilitator_url, PAY_TO: sandbox.pay_to, PRICE: "$0.001" };
+  const env = { FACILITATOR_URL: sandbox.facilitator_url, PAY_TO: sandbox.pay_to, PRICE: "$0.001", PLAIN_TOKEN: sandbox.plain_token };
   const shops = {
     tollgate: {
       url: (payment) => sandbox.api_url + (permit2Path(payment) ?? (payment.method === "POST" ? "/echo" : "/weather")),
@@ -101,6 +108,7 @@ async function openShops(sandbox) {
 
 /** Where every seller takes payments by Permit2, or undefined for other payments. */
 function permit2Path({ way }) {
+  if (way.plain) return "/ferry";
   if (way.permit2) return way.scheme === "upto" ? "/quota" : "/tides";
 }
 
@@ -122,6 +130,7 @@ async function payOnce(world, payment) {
       METHOD: method,
       RPC_URL: world.sandbox.rpc_url,
       PRIVATE_KEY: world.payer.private_key,
+      ...(payment.way.plain && { ALLOWED_TOKEN: world.token }),
       ...(body && { BODY: JSON.stringify(body) }),
     });
     if (seller === "tollgate") answer = await askAgain({ url, method, body }, version, answer);
@@ -135,10 +144,10 @@ async function payOnce(world, payment) {
 }
 
 /** Sees to it that Permit2 may move what the payer has to pay, as payers do once and for all. */
-async function approve({ sandbox, chain, payer }) {
+async function approve({ sandbox, token, chain, payer }) {
   if ((await chain.allowance(payer.address, await chain.height())) >= BigInt(sandbox.price)) return;
   const { transaction } = await runNode(join(here, "v2", "approve.mjs"), {
-    TOKEN: sandbox.token,
+    TOKEN: token,
     RPC_URL: sandbox.rpc_url,
     PRIVATE_KEY: payer.private_key,
   });
@@ -295,7 +304,7 @@ async function logsThatTell(rows) {
 
 /** The signature of a payment, and that of the approval that may have come with it. */
 function signaturesIn({ payload, extensions }) {
-  return [payload.signature, extensions?.[sponsoring]?.info.signature ?? []].flat();
+  return [payload.signature, ...Object.values(sponsoring).map((name) => approvalIn(extensions, name) ?? [])].flat();
 }
 
 /** Every log file in a folder and below. */

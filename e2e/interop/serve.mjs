@@ -2,12 +2,12 @@
 
 /**
  * What a seller is told: FACILITATOR_URL, PAY_TO, PRICE (such as "$0.001") and, where it sells by upto, CHARGE: what it
- * charges, in atomic units.
+ * charges, in atomic units. PLAIN_TOKEN is a token with the decimals of the usual one that knows nothing but ERC-20.
  */
 export function sellerFromEnv() {
-  const { FACILITATOR_URL: facilitator, PAY_TO: payTo, PRICE: price, CHARGE: charge } = process.env;
+  const { FACILITATOR_URL: facilitator, PAY_TO: payTo, PRICE: price, CHARGE: charge, PLAIN_TOKEN: plainToken } = process.env;
   if (!facilitator || !payTo || !price) throw new Error("set FACILITATOR_URL, PAY_TO and PRICE");
-  return { facilitator, payTo, price, charge };
+  return { facilitator, payTo, price, charge, plainToken };
 }
 
 /**

@@ -9,6 +9,7 @@ import { decodeBody, keyFromEnv, nodeFromEnv, paymentOf, report, requestFromEnv 
 const account = privateKeyToAccount(keyFromEnv());
 const chain = { rpcUrl: nodeFromEnv() }; // where it looks whether Permit2 has an allowance, and for nonces
 const { url, method, body, headers } = requestFromEnv();
+const { ALLOWED_TOKEN: allowed } = process.env; // one that it does not know by itself
 
 let payment = null;
 const recordingFetch = (request) => {
@@ -22,6 +23,7 @@ const payingFetch = wrapFetchWithPaymentFromConfig(recordingFetch, {
     { network: "eip155:*", client: new UptoEvmScheme(account, chain) },
     { network: "base-sepolia", client: new ExactEvmSchemeV1(account), x402Version: 1 },
   ],
+  ...(allowed && { spendControls: { allowedAssets: [{ network: "eip155:*", asset: allowed }] } }),
 });
 
 const response = await payingFetch(url, { method, body, headers });
