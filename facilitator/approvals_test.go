@@ -362,27 +362,62 @@ func TestAPayerThatTakesItsApprovalBackLosesUsNothing(t *testing.T) {
 	w.wantPlain(1000)
 }
 
-// Two payments can come with the same approval, at once.
+// Two payments can come at once, with the same approval or with two of which the
+// chain takes one.
 func TestOneApprovalServesTwoPayments(t *testing.T) {
 	t.Parallel()
+	for name, tip := range map[string]int64{"the same": 1e8, "another": 1e8 + 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, _ := newPlainWorld(t)
+			done := make(chan error, 2)
+			for i := range 2 {
+				extensions := w.rawApproval(w.payer, func(tx *types.DynamicFeeTx) {
+					if i == 1 {
+						tx.GasTipCap = big.NewInt(tip)
+					}
+				})
+				p := w.received(&w.offer, w.plainPermit(w.payer, &w.offer).Encode(), extensions)
+				ctx := soon(t)
+				go func() { // ends with ctx
+					_, err := w.embedded.Settle(ctx, p, &w.offer, w.offer.Amount)
+					done <- err
+				}()
+			}
+			for range 2 {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+			w.wantPlain(2000)
+			if nonce, err := w.chain.Client().NonceAt(t.Context(), w.payer.Address, nil); err != nil || nonce != 1 {
+				t.Errorf("the payer has sent %d transactions, %v", nonce, err)
+			}
+		})
+	}
+}
+
+// Whoever keeps taking back what has been found good is not listened to.
+func TestPayersThatKeepTakingBackTheirApprovalAreRefused(t *testing.T) {
+	t.Parallel()
 	w, eye := newPlainWorld(t)
-	extensions := w.rawApproval(w.payer, nil)
-	done := make(chan error, 2)
-	for range 2 {
-		p := w.received(&w.offer, w.plainPermit(w.payer, &w.offer).Encode(), extensions)
-		go func() { // ends with soon
-			_, err := w.embedded.Settle(soon(t), p, &w.offer, w.offer.Amount)
-			done <- err
-		}()
+	eye.swallow = func(*types.Transaction) bool {
+		w.callAt(w.payer, evm.Permit2, nil)
+		return true
 	}
 	for range 2 {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		p := w.unapproved(w.payer, &w.offer)
+		_, err := w.embedded.Settle(soon(t), p, &w.offer, w.offer.Amount)
+		wantInvalid(t, err, payment.ERC20ApprovalTxFailed)
 	}
-	w.wantPlain(2000)
-	if different, _ := eye.approvals(); different != 1 {
-		t.Errorf("%d approvals were sent", different)
+	_, sent := eye.approvals()
+	p := w.unapproved(w.payer, &w.offer)
+	_, err := w.embedded.Verify(soon(t), p, &w.offer)
+	wantInvalid(t, err, payment.EVMSimulationFailed)
+	_, err = w.embedded.Settle(soon(t), p, &w.offer, w.offer.Amount)
+	wantInvalid(t, err, payment.EVMSimulationFailed)
+	if _, times := eye.approvals(); times != sent {
+		t.Error("its approval was sent all the same")
 	}
 }
 

@@ -523,7 +523,7 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	}
 	s, err := q.Engine.Settle(ctx, job)
 	var invalid *payment.InvalidError
-	if job.Contract && errors.As(err, &invalid) && !invalid.NonceUsed() {
+	if (job.Contract || approve != nil) && errors.As(err, &invalid) && !invalid.NonceUsed() && invalid.Reason != payment.ERC20ApprovalBroadcast {
 		q.strikes.Strike(f.now(), q.suspect(nil)) // it had been found good a moment ago
 	}
 	if err != nil && !fromTill {

@@ -223,7 +223,7 @@ func withPlainToken(source []byte) ([]byte, error) {
 		{"\tx402_receipts ", "\tx402 /ferry \"0.001 PLAIN\" \"The next ferry\" {\n\t\ttoken PLAIN\n\t\tmethod permit2\n\t}\n\n\tx402_receipts "},
 	} {
 		if bytes.Count(source, []byte(part.before)) != 1 {
-			return nil, fmt.Errorf("Caddyfile.example has not %q once, which the sandbox puts its own token in the place of", part.before)
+			return nil, fmt.Errorf("there is not one %q in Caddyfile.example, where the sandbox puts its own token", part.before)
 		}
 		source = bytes.Replace(source, []byte(part.before), []byte(part.after), 1)
 	}

@@ -66,7 +66,10 @@ func (e *Engine) approve(ctx context.Context, signed *evm.Instrument, charge *bi
 			}
 			sent = e.Now()
 			last = e.Chain.Broadcast(ctx, a.Raw)
-			if rejected, ok := errors.AsType[*chain.RejectedError](last); ok && rejected.Kind != chain.NonceTooLow {
+			rejected, ok := errors.AsType[*chain.RejectedError](last)
+			// Of another transaction with this nonce it shows what it does when
+			// it is in a block: it may be an approval, too.
+			if ok && rejected.Kind != chain.NonceTooLow && rejected.Kind != chain.ReplacementUnderpriced {
 				return a.Refuse(payment.ERC20ApprovalBroadcast, rejected.Reason)
 			}
 		}
