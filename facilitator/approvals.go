@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -51,7 +52,7 @@ func (q *quest) foresee(ctx context.Context, shown performed, at time.Time) (per
 	if err != nil {
 		return shown, q.unavailable("reading the chain's head", err)
 	}
-	if err := a.CheckFee(head.BaseFee); err != nil {
+	if err := a.CheckFee(head.BaseFee, !q.settling); err != nil {
 		return shown, err
 	}
 	nonce, wei := &chain.Nonce{Address: a.From}, &chain.Balance{Address: a.From}
@@ -93,15 +94,24 @@ func (q *quest) foresee(ctx context.Context, shown performed, at time.Time) (per
 	return shown, nil
 }
 
-// toSend returns the payer's own approval if it has to be sent before the
-// payment is settled, and nil otherwise. What a verification has found is looked
-// at again where it was not after the latest block.
-func (q *quest) toSend(ctx context.Context, now time.Time) (*evm.RawApproval, error) {
-	if q.raw == nil {
+// toSend returns the payer's own approval if it has to be sent before an amount
+// is charged, and nil otherwise. What a verification has found is looked at again
+// where it was not after the latest block.
+func (q *quest) toSend(ctx context.Context, charge *big.Int, now time.Time) (*evm.RawApproval, error) {
+	if q.raw == nil || charge.Sign() == 0 {
 		return nil, nil
 	}
 	shown, known := q.rehearsals.recall(q.head, q.rehearsal())
 	if !known {
+		// By upto less can be charged than was signed, and less allowed.
+		allowance := q.ask(evm.Call{To: q.signed.Token, Data: evm.AllowanceCall(q.signed.Payer, evm.Permit2)})
+		if err := q.Chain.Ask(ctx, allowance); err != nil {
+			return nil, q.unavailable("asking what Permit2 may move", err)
+		}
+		if n := number(allowance); n != nil && n.Cmp(charge) >= 0 {
+			return nil, nil
+		}
+		q.settling = true
 		var err error
 		var invalid *payment.InvalidError
 		switch shown, err = q.simulate(ctx, now); {

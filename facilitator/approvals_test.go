@@ -273,7 +273,6 @@ func TestApprovalsThatCannotWorkAreRefused(t *testing.T) {
 		"a nonce that is used":     {w.payer, func(tx *types.DynamicFeeTx) { tx.Nonce-- }, payment.ERC20ApprovalTxFailed},
 		"a later nonce":            {w.payer, func(tx *types.DynamicFeeTx) { tx.Nonce++ }, payment.ERC20ApprovalTxFailed},
 		"less than the base fee":   {w.payer, func(tx *types.DynamicFeeTx) { tx.GasFeeCap, tx.GasTipCap = big.NewInt(4_999_999), common.Big1 }, payment.ERC20ApprovalTxFailed},
-		"just the base fee":        {w.payer, func(tx *types.DynamicFeeTx) { tx.GasFeeCap, tx.GasTipCap = big.NewInt(5_000_000), common.Big1 }, payment.ERC20ApprovalTxFailed},
 		"less gas than it takes":   {w.payer, func(tx *types.DynamicFeeTx) { tx.Gas = 25_000 }, payment.ERC20ApprovalTxFailed},
 		"a call of something else": {w.payer, func(tx *types.DynamicFeeTx) { tx.Data = data }, payment.ERC20ApprovalTxSelector},
 		"money for the token":      {w.payer, func(tx *types.DynamicFeeTx) { tx.Value = common.Big1 }, payment.ERC20ApprovalTxFailed},
@@ -295,6 +294,10 @@ func TestApprovalsThatCannotWorkAreRefused(t *testing.T) {
 			}
 		}
 	}
+	// A fee that the next block may not take is too little to begin with.
+	scarce := w.rawApproval(w.payer, func(tx *types.DynamicFeeTx) { tx.GasFeeCap, tx.GasTipCap = big.NewInt(5_000_000), common.Big1 })
+	_, err = w.embedded.Verify(soon(t), w.received(&w.offer, w.plainPermit(w.payer, &w.offer).Encode(), scarce), &w.offer)
+	wantInvalid(t, err, payment.ERC20ApprovalTxFailed)
 	if sent := eye.all(); len(sent) != 0 {
 		t.Errorf("%d transactions were sent", len(sent))
 	}
@@ -360,6 +363,52 @@ func TestAPayerThatTakesItsApprovalBackLosesUsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.wantPlain(1000)
+}
+
+// By upto less is charged than was signed. What the payer has allowed may be
+// enough for that, whatever has become of its approval.
+func TestChargeThatIsAllowedNeedsNoApproval(t *testing.T) {
+	t.Parallel()
+	w, eye := newPlainWorld(t)
+	o := w.plainOffer(payment.Upto)
+	p := w.unapproved(w.payer, &o)
+	if _, err := w.embedded.Verify(soon(t), p, &o); err != nil {
+		t.Fatal(err)
+	}
+	data, err := devchain.PlainToken().ABI.Pack("approve", evm.Permit2, big.NewInt(600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.callAt(w.payer, devchain.Plain, data) // with the approval's nonce
+	for _, units := range []int64{601, 600} {
+		allowed := units <= 600
+		charge, err := payment.NewAmount(big.NewInt(units), plainToken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		charged := o
+		charged.Amount = charge
+		if _, err = w.embedded.Settle(soon(t), p, &charged, charge); allowed && err != nil {
+			t.Errorf("charging %d: %v", units, err)
+		} else if !allowed {
+			wantInvalid(t, err, payment.ERC20ApprovalTxFailed)
+		}
+	}
+	w.wantPlain(600)
+	if sent, _ := eye.approvals(); sent != 0 {
+		t.Errorf("%d approvals were sent", sent)
+	}
+
+	// Nothing is charged whatever the payer has allowed.
+	p = w.received(&o, w.plainPermit(w.payer, &o).Encode(), w.rawApproval(w.payer, func(tx *types.DynamicFeeTx) { tx.Nonce = 99 }))
+	nothing, err := payment.NewAmount(new(big.Int), plainToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Amount = nothing
+	if s, err := w.embedded.Settle(soon(t), p, &o, nothing); err != nil || s.Transaction != "" {
+		t.Errorf("charging nothing: %+v, %v", s, err)
+	}
 }
 
 // Two payments can come at once, with the same approval or with two of which the

@@ -136,7 +136,8 @@ type quest struct {
 	// only if the payer is a contract that accepts it.
 	wallet bool
 
-	raw *evm.RawApproval // the payer's own approval of Permit2, or nil
+	raw      *evm.RawApproval // the payer's own approval of Permit2, or nil
+	settling bool             // it has been found good before
 }
 
 // Verify implements payment.Facilitator. A payment that no chain can make
@@ -504,7 +505,7 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.confirm(ctx, f.now()); err != nil {
 		return nil, err
 	}
-	approve, err := q.toSend(ctx, f.now())
+	approve, err := q.toSend(ctx, charge.Big(), f.now())
 	if err != nil {
 		return nil, err
 	}

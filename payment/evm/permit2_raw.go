@@ -62,14 +62,18 @@ func (a *RawApproval) Cost() *big.Int {
 // Call is what the transaction does.
 func (a *RawApproval) Call() Call { return Call{a.Token, approveCall(Permit2, a.Value)} }
 
-// CheckFee refuses an approval that the blocks after one with a base fee, in
-// wei per gas, may not take: the base fee rises by at most an eighth a block.
-// Nil means that the chain has no base fee. Errors are *payment.InvalidError.
-func (a *RawApproval) CheckFee(base *big.Int) error {
+// CheckFee refuses an approval that a block with a base fee, in wei per gas,
+// does not take or, with spare, that the next one may not: the base fee rises by
+// at most an eighth a block. Nil means that the chain has no base fee. Errors are
+// *payment.InvalidError.
+func (a *RawApproval) CheckFee(base *big.Int, spare bool) error {
 	if base == nil {
 		return nil
 	}
-	least := new(big.Int).Add(base, new(big.Int).Rsh(base, 3))
+	least := new(big.Int).Set(base)
+	if spare {
+		least.Add(least, new(big.Int).Rsh(base, 3))
+	}
 	if a.FeeCap.Cmp(least) < 0 {
 		return a.Refuse(payment.ERC20ApprovalTxFailed, fmt.Sprintf("the approval pays at most %s wei per gas, it must be at least %s", a.FeeCap, least))
 	}

@@ -338,11 +338,14 @@ func TestWithoutARawApprovalThereIsNothingToCheck(t *testing.T) {
 func TestApprovalsMustPayForTheNextBlocks(t *testing.T) {
 	a := &evm.RawApproval{FeeCap: big.NewInt(900)}
 	for base, ok := range map[int64]bool{0: true, 800: true, 801: false, 900: false, 10_000: false} {
-		if err := a.CheckFee(big.NewInt(base)); (err == nil) != ok {
+		if err := a.CheckFee(big.NewInt(base), true); (err == nil) != ok {
 			t.Errorf("base fee %d: %v", base, err)
 		}
+		if err := a.CheckFee(big.NewInt(base), false); (err == nil) != (base <= 900) {
+			t.Errorf("base fee %d, nothing to spare: %v", base, err)
+		}
 	}
-	if err := a.CheckFee(nil); err != nil {
+	if err := a.CheckFee(nil, true); err != nil {
 		t.Errorf("without a base fee: %v", err)
 	}
 }
