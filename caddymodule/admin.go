@@ -31,6 +31,11 @@ func init() {
 //   - POST /x402/payments/<id>/refund gives its money back
 //   - POST /x402/passes/<id>/revoke ends the pass that a payment has bought
 //   - GET /x402/passes/key is the public key by which passes can be verified
+//   - GET /x402/links lists payment links, and POST makes one, as the API for
+//     merchants has it; merchant says whose
+//   - GET /x402/links/stats adds them up
+//   - GET /x402/links/<id> shows one, POST /x402/links/<id>/cancel ends it
+//   - GET /x402/links/<id>/payments lists its payments
 //   - GET /x402/ledger/check walks through the ledger
 //   - GET /x402/ledger/backup is a backup of it
 type Admin struct{ app *App }
@@ -70,6 +75,9 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	defer e.release()
 	w.Header().Set("Cache-Control", "no-store")
 	parts := strings.Split(strings.Trim(strings.TrimPrefix(r.URL.Path, "/x402/"), "/"), "/")
+	if parts[0] == "links" {
+		return serveLinks(a.app.linkDesk(), w, r, strings.TrimPrefix(r.URL.Path, "/x402/links"))
+	}
 	want := http.MethodGet
 	switch {
 	case len(parts) == 3 && parts[0] == "payments" && parts[2] == "refund":
@@ -80,7 +88,7 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	case len(parts) == 1 && parts[0] == "payments", len(parts) == 2 && parts[0] == "payments":
 	case len(parts) == 2 && parts[0] == "ledger" && (parts[1] == "check" || parts[1] == "backup"):
 	default:
-		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/passes/<id>/revoke, /x402/passes/key, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
+		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/passes/<id>/revoke, /x402/passes/key, /x402/links, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
 	}
 	if r.Method != want {
 		w.Header().Set("Allow", want)

@@ -121,8 +121,9 @@ func flags(name string, add func(*flag.FlagSet)) *flag.FlagSet {
 
 // A console is what a command talks to: its person, and the server.
 type console struct {
-	words   []string                 // what is on the command line beside flags
-	flag    func(name string) string // the value of a flag that the command has
+	words   []string                   // what is on the command line beside flags
+	flag    func(name string) string   // the value of a flag that the command has
+	list    func(name string) []string // those of a flag that may be repeated
 	in      io.Reader
 	out     io.Writer
 	errs    io.Writer
@@ -133,6 +134,13 @@ type console struct {
 func run(fl caddycmd.Flags, command func(*console) error) (int, error) {
 	c := &console{
 		words: fl.Args(), flag: func(name string) string { return fl.Lookup(name).Value.String() }, in: os.Stdin, out: os.Stdout, errs: os.Stderr,
+		list: func(name string) []string {
+			values, err := fl.GetStringArray(name)
+			if err != nil {
+				panic("caddymodule: " + err.Error()) // the command has no such flag
+			}
+			return values
+		},
 		asTable: term.IsTerminal(int(os.Stdout.Fd())), asks: term.IsTerminal(int(os.Stdin.Fd())),
 	}
 	if f := fl.Lookup("json"); f != nil && f.Value.String() == "true" {
@@ -154,6 +162,11 @@ func (c *console) args(n int, usage string) ([]string, error) {
 
 // call asks the server.
 func (c *console) call(method, path, body string) (*http.Response, error) {
+	return c.callWith(nil, method, path, body)
+}
+
+// callWith asks the server, with headers beside the usual ones.
+func (c *console) callWith(header http.Header, method, path, body string) (*http.Response, error) {
 	address := c.flag("address")
 	if address == "" {
 		address = caddy.DefaultAdminListen
@@ -162,7 +175,7 @@ func (c *console) call(method, path, body string) (*http.Response, error) {
 	if body != "" {
 		reader = strings.NewReader(body)
 	}
-	resp, err := caddycmd.AdminAPIRequest(address, method, path, nil, reader)
+	resp, err := caddycmd.AdminAPIRequest(address, method, path, header, reader)
 	if err == nil {
 		return resp, nil
 	}

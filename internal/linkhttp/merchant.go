@@ -91,7 +91,7 @@ type RequestError struct {
 	Code    Code
 	Message string // says what to do
 	Param   string // what it is about; empty for none
-	allow   string // methods
+	Allow   string // the methods that there are, with WrongMethod
 }
 
 func (e *RequestError) Error() string { return e.Message }
@@ -181,7 +181,7 @@ func (m *Merchant) refuse(w http.ResponseWriter, e *RequestError) {
 	case ScopeMissing:
 		h.Set("WWW-Authenticate", `Bearer realm="payment links", error="insufficient_scope"`)
 	case WrongMethod:
-		h.Set("Allow", e.allow)
+		h.Set("Allow", e.Allow)
 	case Unavailable:
 		h.Set("Retry-After", "2")
 	default:
@@ -224,14 +224,14 @@ func (m *Merchant) serve(r *http.Request) (*Reply, error) {
 	return m.do(r, r.URL.Path, key)
 }
 
-// As carries out a request for a merchant, who may do everything. Who it is
-// the caller has found out. path is in place of the request's. The error is a
-// *RequestError.
+// As carries out a request for a merchant, who may do everything; who it is
+// the caller has found out. path is what stands behind /v1/payment-links in the
+// API, in place of the request's path. The error is a *RequestError.
 func (m *Merchant) As(merchant string, r *http.Request, path string) (*Reply, error) {
 	if err := link.CheckMerchant(merchant); err != nil {
 		return nil, invalid("merchant", err.Error())
 	}
-	reply, err := m.do(r, path, &Key{Merchant: merchant, Read: true, Write: true})
+	reply, err := m.do(r, linksPath+path, &Key{Merchant: merchant, Read: true, Write: true})
 	if err != nil {
 		return nil, m.explain(r.Context(), err)
 	}
@@ -283,7 +283,7 @@ func (m *Merchant) fromHere(r *http.Request) error {
 
 func wrongMethod(allowed ...string) error {
 	list := strings.Join(allowed, ", ")
-	return &RequestError{Status: http.StatusMethodNotAllowed, Code: WrongMethod, Message: "send one of " + list, allow: list}
+	return &RequestError{Status: http.StatusMethodNotAllowed, Code: WrongMethod, Message: "send one of " + list, Allow: list}
 }
 
 // An order is a merchant's request whose sender is known.
