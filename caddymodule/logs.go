@@ -161,14 +161,15 @@ func (d discreet) AddObject(key string, v zapcore.ObjectMarshaler) error {
 	}))
 }
 
-// confidential reports whether a header has to do with payments. Spellings
+// confidential reports whether a header has to do with payments, or has the key
+// of a merchant who makes links; Caddy itself leaves out Authorization. Spellings
 // that Caddy drops are in its logs nevertheless.
 func confidential(name string) bool {
-	if len(name) < len("x-payment") || len(name) > len("x-payment-response") {
+	if len(name) < len("x-api-key") || len(name) > len("x-payment-response") {
 		return false
 	}
 	switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
-	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response", "sign-in-with-x", "x-402-pass":
+	case "payment-signature", "x-payment", "payment-required", "payment-response", "x-payment-response", "sign-in-with-x", "x-402-pass", "x-api-key":
 		return true
 	}
 	return false

@@ -136,3 +136,22 @@ func TestTheAccessLogSaysWhatBecameOfARequest(t *testing.T) {
 		t.Error("no paid request in the log")
 	}
 }
+
+func TestKeysOfMerchantsStayOutOfLogs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "caddy.log")
+	s := newSite(t)
+	s.load(strings.Replace(paidSite("ledger memory\n\t\tfacilitator fake", "log\n\tx402 /paid $0.01\n\trespond goods"), "output discard", "output file "+file+"\n\t\tlevel DEBUG\n\t\tformat x402", 1))
+	for _, path := range []string{"/free", "/paid"} {
+		s.get(path, "X-API-Key", "canary-key", "Authorization", "Bearer canary-key", "X-Other", "other-header")
+	}
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(log), "canary-key") || strings.Count(string(log), "other-header") < 2 {
+		t.Errorf("%s", log)
+	}
+}
