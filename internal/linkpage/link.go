@@ -101,7 +101,7 @@ func wordsOf(status Status, merchant string) Words {
 	case Disabled:
 		return Words{"disabled", "This link was withdrawn", merchant + " has withdrawn it. It can no longer be paid, and nothing was taken."}
 	default:
-		return Words{"ready", "Pay with your wallet", "It shows you what you sign, and nothing is taken before."}
+		return Words{"ready", "Pay with your wallet", "Your wallet shows you what you sign. Nothing is taken before you do."}
 	}
 }
 

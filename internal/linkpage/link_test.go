@@ -196,7 +196,7 @@ func TestOffersThatAWalletCannotSignAreForPrograms(t *testing.T) {
 			radios++
 		}
 	}
-	if radios != 4 || strings.Count(text(having(root, "id", "offers")), "programs only") != 3 {
+	if radios != 4 || strings.Count(text(having(root, "id", "offers")), "for programs only") != 3 {
 		t.Errorf("the choice is %q", text(having(root, "id", "offers")))
 	}
 	// What is shown first is what can be paid here.

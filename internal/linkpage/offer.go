@@ -21,6 +21,20 @@ type offerView struct {
 	Chosen  bool
 }
 
+// Remark returns what sets the offer apart from others in a list.
+func (v offerView) Remark() string {
+	switch {
+	case v.Test && !v.ByHand:
+		return "test money, for programs only"
+	case v.Test:
+		return "test money"
+	case !v.ByHand:
+		return "for programs only"
+	default:
+		return ""
+	}
+}
+
 // offerData is what the script knows of an offer: everything that a payment of
 // it consists of, but for who pays, the times and a nonce.
 type offerData struct {

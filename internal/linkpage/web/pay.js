@@ -10,14 +10,6 @@ const $ = (id) => document.getElementById(id);
 const sheet = $("sheet");
 const link = JSON.parse($("link")?.textContent || "null");
 
-showLocalTimes();
-enableCopying();
-if ($("print")) {
-  $("print").hidden = false;
-  $("print").addEventListener("click", () => window.print());
-}
-if (link) start();
-
 // What every page has.
 
 function showLocalTimes() {
@@ -49,6 +41,13 @@ function enableCopying() {
   }
 }
 
+function enablePrinting() {
+  const print = $("print");
+  if (!print) return;
+  print.hidden = false;
+  print.addEventListener("click", () => window.print());
+}
+
 // The page of a link.
 
 function start() {
@@ -72,7 +71,7 @@ function show(state, title, text = "", ...actions) {
   if ($("status-text").textContent !== text) $("status-text").textContent = text;
   $("actions").replaceChildren(...actions);
   if ($("fields")) $("fields").hidden = !editable.has(state);
-  for (const input of document.querySelectorAll("#offers input")) input.disabled = !editable.has(state);
+  if ($("offers")) $("offers").hidden = !editable.has(state);
   if (hadFocus) ($("actions").querySelector("button, a") ?? $("status")).focus();
 }
 
@@ -166,7 +165,7 @@ function ready() {
   } else if (wallets.size === 0) {
     show("looking", "Looking for your wallet", "This takes a moment.");
   } else {
-    show("ready", wallets.size > 1 ? "Choose a wallet" : "Pay with your wallet", "It shows you what you sign, and nothing is taken before.", ...walletButtons());
+    show("ready", wallets.size > 1 ? "Choose a wallet" : "Pay with your wallet", "Your wallet shows you what you sign. Nothing is taken before you do.", ...walletButtons());
   }
 }
 
@@ -568,3 +567,10 @@ function watch(status, changed) {
   });
   return close;
 }
+
+// Begin
+
+showLocalTimes();
+enableCopying();
+enablePrinting();
+if (link) start();
