@@ -85,7 +85,7 @@ func (s *Site) Link(w http.ResponseWriter, l *Link) error {
 	merchant := s.merchant(l.Merchant, l.URL)
 	return s.write(w, status, "link", page{
 		Title: v.Price.String() + " to " + merchant, Merchant: merchant, Style: s.style, Script: s.script,
-		Link: v, Notice: wordsOf(l.Status, merchant),
+		Link: v, Notice: wordsOf(l.Status, isolated(merchant)),
 	})
 }
 
@@ -226,7 +226,7 @@ func appsFor(link string) []app {
 	}
 	whole := url.QueryEscape(link)
 	return []app{
-		{"MetaMask", "https://metamask.app.link/dapp/" + u.Host + u.EscapedPath()},
+		{"MetaMask", "https://link.metamask.io/dapp/" + u.Host + u.EscapedPath()},
 		{"Coinbase Wallet", "https://go.cb-w.com/dapp?cb_url=" + whole},
 		{"Trust Wallet", "https://link.trustwallet.com/open_url?coin_id=60&url=" + whole},
 	}

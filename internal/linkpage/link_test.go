@@ -316,11 +316,11 @@ func TestCodeIsTheLinksURL(t *testing.T) {
 
 func TestWalletAppsAreOfferedForPublicLinksOnly(t *testing.T) {
 	l := testLink(t)
-	if !strings.Contains(linkPage(t, l), "https://metamask.app.link/dapp/pay.example/x402/") {
+	if !strings.Contains(linkPage(t, l), "https://link.metamask.io/dapp/pay.example/x402/") {
 		t.Error("there is no way into a wallet's browser")
 	}
 	l.URL = "http://127.0.0.1:8402/x402/1"
-	if strings.Contains(linkPage(t, l), "metamask.app.link") {
+	if strings.Contains(linkPage(t, l), "link.metamask.io") {
 		t.Error("a wallet is sent to an address that it cannot reach")
 	}
 }

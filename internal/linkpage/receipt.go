@@ -60,7 +60,7 @@ func (s *Site) Receipt(w http.ResponseWriter, r *Receipt) error {
 	}
 	merchant := s.merchant(r.Merchant, r.LinkURL)
 	v.Initial = initial(merchant)
-	words := receiptWords(r.State, merchant)
+	words := receiptWords(r.State, isolated(merchant))
 	if words.State == "" {
 		return fmt.Errorf("page of receipt %s: %q is no state of a receipt", r.ID, r.State)
 	}

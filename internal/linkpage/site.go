@@ -85,10 +85,10 @@ func New(c Config) (*Site, error) {
 			return nil, fmt.Errorf("chain of %s: wallets can add EVM networks only", n)
 		}
 		if !isWeb(chain.RPC) {
-			return nil, fmt.Errorf("chain of %s: its RPC %q must be an https URL that wallets may use", n, chain.RPC)
+			return nil, fmt.Errorf("chain of %s: its RPC %q must be an http or https URL that wallets may use", n, chain.RPC)
 		}
 		if chain.Explorer != "" && !isWeb(chain.Explorer) {
-			return nil, fmt.Errorf("chain of %s: its explorer %q must be an https URL", n, chain.Explorer)
+			return nil, fmt.Errorf("chain of %s: its explorer %q must be an http or https URL", n, chain.Explorer)
 		}
 	}
 	if c.Now == nil {
@@ -195,6 +195,9 @@ func (s *Site) merchant(own, link string) string {
 	}
 	return "the seller"
 }
+
+// isolated returns a name whose letters cannot turn the sentence around it.
+func isolated(name string) string { return "\u2068" + name + "\u2069" }
 
 // initial returns the letter that stands for a name in the page's head.
 func initial(name string) string {

@@ -52,8 +52,10 @@ function enablePrinting() {
 
 function start() {
   const kept = keptPayment();
-  if (kept?.header) {
+  if (kept?.header && !kept.refused) {
     deliver(kept); // before anything else, whatever the status is
+  } else if (link.status === "ACTIVE" && kept?.refused && now() < kept.until + 60) {
+    sendAgain(kept);
   } else if (link.status === "ACTIVE") {
     checkout();
   } else if (link.status === "PENDING") {
@@ -210,6 +212,9 @@ function showOffer() {
   if (wallets.size === 0 && performance.now() > patience && offer.typed) noWallet();
 }
 
+/** The seller's name, so that its letters cannot turn the sentence around it. */
+const merchant = `\u2068${link?.merchant}\u2069`;
+
 /** The server's time in unix seconds; the visitor's clock may be wrong. */
 const ahead = link ? link.now - Date.now() / 1000 : 0;
 const now = () => Math.floor(Date.now() / 1000 + ahead);
@@ -307,7 +312,7 @@ async function sign(wallet, offer, from) {
     payload: { authorization, signature: canonical(signature) },
   };
   const fields = $("fields") ? Object.fromEntries(new FormData($("fields"))) : {};
-  return { header: base64(JSON.stringify(payment)), body: JSON.stringify({ fields }), offer: link.offers.indexOf(offer), from };
+  return { header: base64(JSON.stringify(payment)), body: JSON.stringify({ fields }), offer: link.offers.indexOf(offer), from, until };
 }
 
 /** Some wallets end a signature with 0 or 1, where everybody else writes 27 or 28. */
@@ -351,7 +356,7 @@ function forget() {
 
 async function deliver(payment) {
   busy = true;
-  keep(payment);
+  keep({ ...payment, refused: false });
   show("settling", "Your payment is being settled", "This takes a few seconds. Please leave this page open, and do not pay again.");
   for (let attempt = 0; ; attempt++) {
     const answer = await send(payment);
@@ -378,6 +383,7 @@ async function send(payment) {
       headers: { "PAYMENT-SIGNATURE": payment.header, Accept: "application/json", "Content-Type": "application/json" },
       body: payment.body,
       cache: "no-store",
+      signal: AbortSignal.timeout(60000),
     });
     const body = (await response.json().catch(() => null)) ?? {};
     return { reached: true, unknown: response.status >= 500 && body.status === "PENDING", status: response.status, body };
@@ -392,9 +398,8 @@ function conclude(payment, { status, body }) {
   if (status === 409) return notPayable(body.error === "being_paid" ? "PENDING" : "PAID");
   if (status === 404) return notPayable("DISABLED");
   if (status >= 500) {
-    // What was signed may still be good, so it is sent again, and nothing else is signed before that is answered.
-    return show("unavailable", "The seller cannot take payments right now", "Nothing was taken. Please try again in a moment.",
-      button("Try again", () => deliver(payment)));
+    keep({ ...payment, refused: true });
+    return sendAgain(payment);
   }
   if (["PENDING", "PAID", "EXPIRED", "DISABLED"].includes(body.status)) return notPayable(body.status);
   if (link.status !== "ACTIVE") return location.reload();
@@ -403,10 +408,20 @@ function conclude(payment, { status, body }) {
   if (/insufficient_(balance|funds)/.test(reason)) {
     return stop("poor", `Not enough ${offer.asset}`, `The account ${shortened(payment.from)} does not hold ${offer.amount} on ${offer.network}. Nothing was taken.`);
   }
+  if (/nonce_already_used|duplicate/.test(reason)) {
+    return stop("refused", "This signature was used before", "Look at what your wallet has spent before you pay again.");
+  }
   if (/valid_before|expired|deadline/.test(reason)) {
     return stop("refused", "Your signature ran out of time", "It arrived too late to be used, and nothing was taken. You can sign again.");
   }
   stop("refused", "The payment was refused", `Nothing was taken.${reason ? ` The seller's answer: ${reason.slice(0, 200)}` : ""}`);
+}
+
+/** Offers to send a payment again that the seller could not take. It is still good, so nothing else is signed meanwhile. */
+function sendAgain(payment) {
+  busy = true;
+  show("unavailable", "The seller cannot take payments right now", "Nothing was taken. Please try again in a moment; you need not sign again.",
+    button("Try again", () => deliver(payment)));
 }
 
 function shortened(address) {
@@ -425,7 +440,7 @@ function paid(payment, offer, { receipt, success }) {
     keep({ receipt: receiptPage.href });
     actions.push(anchor("View the receipt", receiptPage.href));
   }
-  show("paid", "Paid", message || `${link.merchant} has your ${offer.amount}.`, ...actions);
+  show("paid", "Paid", message || `${merchant} has your ${offer.amount}.`, ...actions);
   document.title = `Paid: ${document.title}`;
   const seconds = Number(receipt.paidAt);
   const at = new Date(Number.isNaN(seconds) ? receipt.paidAt : seconds * 1000);
@@ -474,7 +489,7 @@ function leave(to, receiptPage) {
 
 function expired() {
   busy = true;
-  show("expired", "This link has expired", `It can no longer be paid, and nothing was taken. Ask ${link.merchant} for a new one.`);
+  show("expired", "This link has expired", `It can no longer be paid, and nothing was taken. Ask ${merchant} for a new one.`);
 }
 
 /** Says why a link cannot be paid. Nothing of this visitor's was taken. */
@@ -482,14 +497,14 @@ function notPayable(status) {
   busy = true;
   switch (status) {
     case "PAID":
-      return show("taken", "This link has already been paid", "Somebody was faster. Nothing was taken from you.");
+      return show("taken", "This link has already been paid", "There is nothing left to pay, and nothing was taken from you just now.");
     case "PENDING":
       show("pending", "Somebody is paying this link", "Nothing was taken from you. If their payment fails, you can pay: this page says so.");
       return watch("PENDING", () => setTimeout(() => location.reload(), 1000));
     case "EXPIRED":
       return expired();
     case "DISABLED":
-      return show("disabled", "This link was withdrawn", `${link.merchant} has withdrawn it. It can no longer be paid, and nothing was taken.`);
+      return show("disabled", "This link was withdrawn", `${merchant} has withdrawn it. It can no longer be paid, and nothing was taken.`);
     default:
       return stop("unavailable", "The seller cannot take payments right now", "Nothing was taken, and you have signed nothing. Please try again in a moment.");
   }
@@ -512,7 +527,7 @@ function walletFailed(wallet, step, error) {
 
 async function askStatus() {
   try {
-    const response = await fetch(link.path, { headers: { Accept: "application/json" }, cache: "no-store" });
+    const response = await fetch(link.path, { headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout(15000) });
     return (await response.json()).status ?? (response.status === 404 ? "DISABLED" : "");
   } catch {
     return ""; // not known
