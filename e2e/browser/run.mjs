@@ -11,9 +11,9 @@
 //   open      URLs of links that can be paid once, of one offer, without fields, message or redirect; each is used by
 //             one scenario (at least 12)
 //   links     URLs of single links by name:
-//               rich      open; several offers of which the first is on chainId and one is on another EVM network that
-//                         wallets can sign for, one required field among others, a message, and a redirect to the
-//                         server's own origin
+//               rich      open, with three offers: on chainId, on another EVM network that wallets can sign for and
+//                         that the server does not help them to add, and one for programs only; one required field
+//                         among others, a message, and a redirect to the server's own origin
 //               slow, reloaded   open; the first answer to a payment is 503 with status PENDING, and the payment is
 //                         settled some seconds later
 //               short     open; expires within two hours
@@ -469,6 +469,13 @@ scenario("rich: several wallets, offers and fields, then the seller's redirect",
   await second.check();
   assert.notEqual(await network.innerText(), world.network);
   assert.equal(await banner.isVisible(), false);
+  await visit.page.locator("#fields input[required]").first().fill("anything");
+  await visit.button("Fjord Wallet").click();
+  await visit.state("wrong");
+  await visit.button(/^Switch to/).click();
+  assert.match(await visit.state("wallet-error"), /does not know .* Nothing was taken/);
+  assert.ok(!wallets[0].asked.includes("wallet_addEthereumChain"));
+  wallets[0].asked = [];
   await third.check();
   assert.match(await visit.state("programs"), /programs/);
   await visit.picture("rich-2-programs");
@@ -476,6 +483,7 @@ scenario("rich: several wallets, offers and fields, then the seller's redirect",
   assert.equal(await network.innerText(), world.network);
   assert.equal(await banner.isVisible(), true);
 
+  await visit.page.locator("#fields input[required]").first().fill("");
   await visit.button("Harbour").click();
   assert.deepEqual(wallets[1].asked, [], "a required field is empty");
   await visit.page.locator("#fields input[required]").first().fill("INV-2026-118 <b>");
@@ -485,7 +493,11 @@ scenario("rich: several wallets, offers and fields, then the seller's redirect",
   assert.equal(wallets[0].asked.length + wallets[2].asked.length, 0);
   const { host } = new URL(world.base);
   await visit.page.getByRole("link", { name: `Continue to ${host}` }).waitFor();
+  const receipt = await visit.page.getByRole("link", { name: "View the receipt" }).getAttribute("href");
   await visit.page.waitForURL((url) => !url.pathname.startsWith("/x402/"));
+  await visit.open(receipt);
+  assert.match(await visit.page.innerText("main"), /INV-2026-118 <b>/);
+  await visit.picture("rich-4-receipt");
 }, "rich");
 
 scenario("in the dark", async ({ world, begin }) => {

@@ -245,6 +245,10 @@ func TestPaidLinkNamesItsTransaction(t *testing.T) {
 	if having(root, "href", l.Settled.Explorer) == nil {
 		t.Error("the transaction is not linked to")
 	}
+	l.Settled.Explorer = "javascript:alert(1)"
+	if page := linkPage(t, l); strings.Contains(page, "javascript:") || !strings.Contains(page, hash) {
+		t.Error("an explorer that is a script is linked to, or hides the transaction")
+	}
 	l.Status = Active
 	if strings.Contains(linkPage(t, l), hash) {
 		t.Error("a link that can still be paid names a transaction")

@@ -383,7 +383,7 @@ async function send(payment) {
       headers: { "PAYMENT-SIGNATURE": payment.header, Accept: "application/json", "Content-Type": "application/json" },
       body: payment.body,
       cache: "no-store",
-      signal: AbortSignal.timeout(60000),
+      signal: AbortSignal.timeout?.(60000),
     });
     const body = (await response.json().catch(() => null)) ?? {};
     return { reached: true, unknown: response.status >= 500 && body.status === "PENDING", status: response.status, body };
@@ -527,7 +527,7 @@ function walletFailed(wallet, step, error) {
 
 async function askStatus() {
   try {
-    const response = await fetch(link.path, { headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout(15000) });
+    const response = await fetch(link.path, { headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout?.(15000) });
     return (await response.json()).status ?? (response.status === 404 ? "DISABLED" : "");
   } catch {
     return ""; // not known
