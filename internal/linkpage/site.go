@@ -14,13 +14,15 @@
 // # What the script expects of the server
 //
 // It pays by POST to the link's own path, with the payment in the header
-// PAYMENT-SIGNATURE and {"fields":{…}} as the body. It takes these answers for
-// final: one with a receipt (the payment is settled), 409 (error "being_paid"
-// or "already_paid": by somebody else), and any other below 500 (refused, and
-// nothing was taken). 5xx with status PENDING, and no answer at all, leave open
-// whether money moves: the script sends the very same payment again until it
-// is told. Any other 5xx says that nothing was taken; the payer may then send
-// the same payment again, and can sign nothing else while it is valid.
+// PAYMENT-SIGNATURE and {"fields":{…}} as the body. An answer is JSON with a
+// receipt or an error, or it is none. These are final: one with a receipt (the
+// payment is settled), 409 (error "being_paid" or "already_paid": by somebody
+// else), and any other below 500 but 408, 425 and 429 (refused, and nothing was
+// taken). 5xx with status PENDING, and no answer, leave open whether money
+// moves: the script sends the very same payment again until an answer is
+// final. Any other 5xx to the first attempt says that nothing was taken; the
+// payer may then send the same payment again, and can sign nothing else while
+// it is valid. To a later attempt it says nothing about the earlier ones.
 //
 // The status comes from the events below the link's path ("event: status", data
 // {"status":"PAID"}) or, where there are none, from a GET of the link as JSON.

@@ -139,6 +139,9 @@ func usdc(n payment.Network, units string) (payment.Offer, error) {
 	return payment.Offer{Scheme: payment.Exact, Amount: a, PayTo: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", Timeout: 5 * time.Minute}, err
 }
 
+// unavailable is the path that answers as a seller who cannot look up its links.
+const unavailable = "/x402/unavailable"
+
 // transaction is shown where one would be.
 var transaction = hexutil.Encode(crypto.Keccak256([]byte("standin: transaction")))
 
@@ -184,6 +187,7 @@ func (s *server) fill(w *world) error {
 			return err
 		}
 	}
+	w.Links["unavailable"] = s.base + unavailable
 	w.Links["unknown"] = s.base + "/x402/00000000000000000000000000"
 	return nil
 }
@@ -230,6 +234,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case ok && id == "-":
 		s.site.Assets().ServeHTTP(w, r)
+		return
+	case r.URL.Path == unavailable:
+		s.page(w, s.site.Unavailable)
 		return
 	}
 	s.mu.Lock()

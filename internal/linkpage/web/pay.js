@@ -53,7 +53,7 @@ function enablePrinting() {
 function start() {
   const kept = keptPayment();
   if (kept?.header && !kept.refused) {
-    deliver(kept); // before anything else, whatever the status is
+    deliver(kept, true); // before anything else, whatever the status is
   } else if (link.status === "ACTIVE" && kept?.refused && now() < kept.until + 60) {
     sendAgain(kept);
   } else if (link.status === "ACTIVE") {
@@ -354,28 +354,41 @@ function forget() {
   }
 }
 
-async function deliver(payment) {
+/**
+ * Sends a payment until the server has said what became of it. inDoubt says that it may have arrived before; then an
+ * answer that the server cannot take payments now says nothing about it.
+ */
+async function deliver(payment, inDoubt = false) {
   busy = true;
   keep({ ...payment, refused: false });
   show("settling", "Your payment is being settled", "This takes a few seconds. Please leave this page open, and do not pay again.");
   for (let attempt = 0; ; attempt++) {
     const answer = await send(payment);
-    if (!answer.unknown) {
-      if (answer.status < 500) forget();
+    if (answer.kind === "final") {
+      forget();
       return conclude(payment, answer);
     }
-    if (answer.reached) {
+    if (answer.kind === "down" && !inDoubt) {
+      keep({ ...payment, refused: true });
+      return sendAgain(payment);
+    }
+    inDoubt = true;
+    if (answer.kind === "pending") {
       const receipt = webURL(answer.body.receiptUrl);
       show("pending", "Your payment is on its way", "It is signed and sent, and not confirmed yet. Do not pay again: this page says when it has arrived.",
         ...(receipt ? [anchor("Open the receipt", receipt.href, { plain: true })] : []));
     } else {
-      show("lost", "The connection was lost", "Your signed payment may have arrived. Do not pay again: this page keeps asking what became of it.");
+      show("lost", "The seller has not answered", "Your signed payment may have arrived. Do not pay again: this page keeps asking what became of it.");
     }
     await change(Math.min(2000 * 1.5 ** attempt, 15000));
   }
 }
 
-/** Sends a payment once. unknown means that money may move because of it. */
+/**
+ * Sends a payment once. The answer is final, or the payment is pending, or the seller is down and nothing was taken, or
+ * there is none: then money may move because of it, or not. What is not the server's own JSON is none, for it may be of
+ * something in between, such as a gateway that waited no longer.
+ */
 async function send(payment) {
   try {
     const response = await fetch(link.path, {
@@ -386,9 +399,13 @@ async function send(payment) {
       signal: AbortSignal.timeout?.(60000),
     });
     const body = (await response.json().catch(() => null)) ?? {};
-    return { reached: true, unknown: response.status >= 500 && body.status === "PENDING", status: response.status, body };
+    const { status } = response;
+    let kind = "final";
+    if (status >= 500) kind = body.status === "PENDING" ? "pending" : "down";
+    if ((!body.error && !body.receipt) || [408, 425, 429].includes(status)) kind = "none";
+    return { kind, status, body };
   } catch {
-    return { reached: false, unknown: true };
+    return { kind: "none" };
   }
 }
 
@@ -397,10 +414,6 @@ function conclude(payment, { status, body }) {
   if (body.receipt && (status === 200 || status === 410)) return paid(payment, offer, body);
   if (status === 409) return notPayable(body.error === "being_paid" ? "PENDING" : "PAID");
   if (status === 404) return notPayable("DISABLED");
-  if (status >= 500) {
-    keep({ ...payment, refused: true });
-    return sendAgain(payment);
-  }
   if (["PENDING", "PAID", "EXPIRED", "DISABLED"].includes(body.status)) return notPayable(body.status);
   if (link.status !== "ACTIVE") return location.reload();
   const reason = String(body.error ?? "");
