@@ -76,7 +76,7 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	parts := strings.Split(strings.Trim(strings.TrimPrefix(r.URL.Path, "/x402/"), "/"), "/")
 	if parts[0] == "links" {
-		return serveLinks(a.app.linkDesk(), w, r, strings.TrimPrefix(r.URL.Path, "/x402/links"))
+		return serveLinks(e.merchant(a.app), w, r, strings.TrimPrefix(r.URL.Path, "/x402/links"))
 	}
 	want := http.MethodGet
 	switch {

@@ -12,14 +12,12 @@ import (
 // defaultMerchant is whose links operators mean where they do not say.
 const defaultMerchant = "main"
 
-// serveLinks carries out what the operator wants of the links of a merchant at
-// a desk, which is nil where there is none. path is what stands behind
-// /x402/links.
-func serveLinks(desk linkDesk, w http.ResponseWriter, r *http.Request, path string) error {
-	if desk == nil {
+// serveLinks carries out what the operator wants of the links of a merchant. m
+// is nil where there are none. path is what stands behind /x402/links.
+func serveLinks(m *linkhttp.Merchant, w http.ResponseWriter, r *http.Request, path string) error {
+	if m == nil {
 		return apiError(http.StatusNotFound, "no x402_links in this configuration: add \"x402_links\" to a site of the Caddyfile, and load it again")
 	}
-	m := desk.merchant()
 	if m.Site.Origin == "" {
 		return apiError(http.StatusConflict, "the links have no public address that is known here: add \"origin https://pay.example.com\" to x402_links, and load the configuration again")
 	}

@@ -33,8 +33,6 @@ type counter struct {
 	book  *ledger.Ledger
 }
 
-func (c *counter) merchant() *linkhttp.Merchant { return c.links }
-
 func newCounter(t *testing.T) *counter {
 	t.Helper()
 	entries := ledger.NewMemory()
@@ -50,7 +48,7 @@ func newCounter(t *testing.T) *counter {
 		},
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := serveLinks(c, w, r, strings.TrimPrefix(r.URL.Path, "/x402/links"))
+		err := serveLinks(c.links, w, r, strings.TrimPrefix(r.URL.Path, "/x402/links"))
 		if err == nil {
 			return
 		}

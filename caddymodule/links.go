@@ -370,6 +370,16 @@ func (l *Links) open(e *engine) *desk {
 	return d
 }
 
+// merchant returns what makes links and looks after them: the first handler's
+// of the engine's configuration, since all have the same links. It returns nil
+// where there are no links.
+func (e *engine) merchant(a *App) *linkhttp.Merchant {
+	if len(a.links) == 0 {
+		return nil
+	}
+	return e.desks[a.links[0]].api
+}
+
 // linkSweepEvery is the pause between looks for what has become of payments
 // whose requests have ended, and for links that have expired.
 const linkSweepEvery = 5 * time.Second
