@@ -84,11 +84,14 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		want = http.MethodPost
 	case len(parts) == 3 && parts[0] == "passes" && parts[2] == "revoke":
 		want = http.MethodPost
+	case len(parts) == 3 && parts[0] == "webhooks" && parts[2] == "resend":
+		want = http.MethodPost
+	case len(parts) == 1 && parts[0] == "webhooks":
 	case len(parts) == 2 && parts[0] == "passes" && parts[1] == "key":
 	case len(parts) == 1 && parts[0] == "payments", len(parts) == 2 && parts[0] == "payments":
 	case len(parts) == 2 && parts[0] == "ledger" && (parts[1] == "check" || parts[1] == "backup"):
 	default:
-		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/passes/<id>/revoke, /x402/passes/key, /x402/links, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
+		return apiError(http.StatusNotFound, "there is no %s here: there are /x402/payments, /x402/payments/<id>, /x402/payments/<id>/refund, /x402/passes/<id>/revoke, /x402/passes/key, /x402/links, /x402/webhooks, /x402/webhooks/<id>/resend, /x402/ledger/check and /x402/ledger/backup", r.URL.Path)
 	}
 	if r.Method != want {
 		w.Header().Set("Allow", want)
@@ -96,10 +99,16 @@ func (a *Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch {
 	case parts[0] == "ledger" && parts[1] == "check":
-		survey, err := e.book.ledger.Check(r.Context())
+		survey, err := e.survey(r.Context())
 		return reply(w, survey, err)
 	case parts[0] == "ledger":
 		return a.backup(w, r, e)
+	case parts[0] == "webhooks" && len(parts) == 1:
+		list, err := a.deliveries(r, e)
+		return reply(w, list, err)
+	case parts[0] == "webhooks":
+		done, err := a.resend(r, e, parts[1])
+		return reply(w, done, err)
 	case len(parts) == 2 && parts[0] == "passes":
 		key, err := a.passKey()
 		return reply(w, key, err)
@@ -139,7 +148,7 @@ func notFromAPage(r *http.Request, body string) error {
 }
 
 // reply writes what was found out, or says why it was not.
-func reply[D *ledger.Survey | *paymentList | *paymentView | *refundView | *passView | *passKeyView](w http.ResponseWriter, d D, err error) error {
+func reply[D *ledger.Survey | *paymentList | *paymentView | *refundView | *passView | *passKeyView | *deliveryList | *resentView](w http.ResponseWriter, d D, err error) error {
 	if api := (caddy.APIError{}); errors.As(err, &api) {
 		return err
 	}

@@ -30,6 +30,15 @@ type office struct {
 func newOffice(t *testing.T) *office {
 	t.Helper()
 	t.Setenv("TEST_REFUND_KEY", laneKey)
+	source := paidSite("facilitator fake\n\t\tsettle first\n\t\tredeliver 1\n\t\tledger badger DIR",
+		"x402_receipts /did\n\tx402 $0.01 {\n\t\tmax_body 1KiB\n\t}\n\trespond /fails 502\n\trespond goods")
+	return openOffice(t, strings.Replace(source, "network base-sepolia", "network base-sepolia {\n\t\t\trefunds key {env.TEST_REFUND_KEY}\n\t\t}", 1))
+}
+
+// openOffice starts a site with an admin API in place of "admin off". DIR
+// stands for the ledger's folder.
+func openOffice(t *testing.T, source string) *office {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -38,11 +47,8 @@ func newOffice(t *testing.T) *office {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	source := paidSite("facilitator fake\n\t\tsettle first\n\t\tredeliver 1\n\t\tledger badger "+o.dir,
-		"x402_receipts /did\n\tx402 $0.01 {\n\t\tmax_body 1KiB\n\t}\n\trespond /fails 502\n\trespond goods")
 	source = strings.Replace(source, "admin off", "admin "+o.admin, 1)
-	source = strings.Replace(source, "network base-sepolia", "network base-sepolia {\n\t\t\trefunds key {env.TEST_REFUND_KEY}\n\t\t}", 1)
-	o.load(source)
+	o.load(strings.Replace(source, "DIR", o.dir, 1))
 	return o
 }
 

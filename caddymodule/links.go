@@ -190,6 +190,11 @@ func (l *Links) Provision(ctx caddy.Context) error {
 	if err := l.check(l.app); err != nil {
 		return err
 	}
+	offers, err := l.offers(l.app, "1")
+	if err != nil {
+		return err
+	}
+	l.app.offers = append(l.app.offers, offers...) // for those who ask whether they can be settled
 	for i := range l.Merchants {
 		keys, err := l.Merchants[i].allowed()
 		if err != nil {

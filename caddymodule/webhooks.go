@@ -260,3 +260,14 @@ func ports(d *caddyfile.Dispenser, to *[]uint16) error {
 	}
 	return nil
 }
+
+// survey walks through the whole ledger.
+func (e *engine) survey(ctx context.Context) (*ledger.Survey, error) {
+	s, err := e.book.ledger.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, found, err := webhook.Check(ctx, e.book.store)
+	s.Findings = append(s.Findings, found...)
+	return s, err
+}
