@@ -251,7 +251,7 @@ func (m *Merchant) key(r *http.Request) (*Key, error) {
 	}
 	if len(given) == 0 {
 		return nil, &RequestError{
-			Status: http.StatusUnauthorized, Code: KeyRequired, Message: "send an API key, as \"Authorization: Bearer <key>\" or as \"X-API-Key: <key>\"",
+			Status: http.StatusUnauthorized, Code: KeyRequired, Message: "send an API key, in the header Authorization as \"Bearer KEY\", or in X-API-Key",
 		}
 	}
 	hash := sha256.Sum256([]byte(given[0]))
