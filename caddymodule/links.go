@@ -200,7 +200,12 @@ func (l *Links) Provision(ctx caddy.Context) error {
 		if err != nil {
 			return fmt.Errorf("merchant %s: %w", l.Merchants[i].Name, err)
 		}
-		l.keys = append(l.keys, keys...)
+		for _, k := range keys {
+			if n := slices.IndexFunc(l.keys, func(other linkhttp.Key) bool { return other.Hash == k.Hash }); n >= 0 {
+				return fmt.Errorf("merchant %s has the same key as %s, or has it twice: give each a key of its own", k.Merchant, l.keys[n].Merchant)
+			}
+			l.keys = append(l.keys, k)
+		}
 	}
 	l.app.links = append(l.app.links, l)
 	return nil
@@ -436,6 +441,9 @@ func (l *Links) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		return next.ServeHTTP(w, r)
 	}
 	l.app.unlogged(r)
+	if api {
+		l.app.unloggedKey(r)
+	}
 	e := l.app.acquire()
 	if e == nil {
 		notRunning(w)

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -175,5 +177,43 @@ func TestALinkOpensAPricedRouteOnce(t *testing.T) {
 		if a := s.get(c.path, header...); a.StatusCode != c.status || strings.Contains(a.body, "the report") != (c.status == 200) {
 			t.Errorf("%s with %.8s: %d %s", c.path, c.token, a.StatusCode, a.body)
 		}
+	}
+}
+
+func TestTheGuideToLinksHoldsTrue(t *testing.T) {
+	t.Setenv("PAY_TO", seller)
+	t.Setenv("SHOP_KEY", strings.Repeat("key", 8))
+	t.Setenv("X402_PASS_SECRET", strings.Repeat("secret", 6))
+	checkExamples(t, "../docs/links.md", 2)
+}
+
+func TestMerchantsComeInByKeyAndTheKeyIsNotLogged(t *testing.T) {
+	const key = "a key of a shop that is long"
+	t.Setenv("TEST_SHOP_KEY", key)
+	s := newSite(t)
+	log := t.TempDir() + "/access.log"
+	s.load(strings.ReplaceAll(strings.Replace(linkSite, "x402_links {", "log {\n\t\toutput file "+log+"\n\t}\n\tx402_links {\n\t\tmerchant shop {\n\t\t\tkey {env.TEST_SHOP_KEY}\n\t\t}", 1), "DIR", s.dir))
+	order := func(header ...string) answer {
+		t.Helper()
+		q := s.request("POST", "/v1/payment-links", append(header, "Content-Type", "application/json")...)
+		q.Body = io.NopCloser(strings.NewReader(`{"amount": 12.5, "description": "Website work"}`))
+		return s.do(q)
+	}
+	if a := order(); a.StatusCode != 401 {
+		t.Errorf("without a key: %d %s", a.StatusCode, a.body)
+	}
+	var made struct{ ID, URL, Status string }
+	a := order("X-API-Key", key)
+	if err := json.Unmarshal([]byte(a.body), &made); err != nil || a.StatusCode != 201 || made.Status != "ACTIVE" {
+		t.Fatalf("%d %s", a.StatusCode, a.body)
+	}
+	if a := order("Authorization", "Bearer "+key); a.StatusCode != 201 {
+		t.Errorf("%d %s", a.StatusCode, a.body)
+	}
+	if a := s.get(strings.TrimPrefix(made.URL, "http://"+s.address)); a.StatusCode != 402 {
+		t.Errorf("the link: %d %s", a.StatusCode, a.body)
+	}
+	if doc, err := os.ReadFile(log); err != nil || strings.Contains(string(doc), key) {
+		t.Errorf("the log: %v\n%s", err, doc)
 	}
 }

@@ -219,6 +219,13 @@ func (a *App) unlogged(r *http.Request) bool {
 	return true
 }
 
+// unloggedKey is unlogged for requests that carry the key of a merchant.
+func (a *App) unloggedKey(r *http.Request) {
+	if !a.discreet.Load() && len(r.Header["X-Api-Key"]) > 0 {
+		caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
+	}
+}
+
 // fail answers a request whose error Caddy would log together with the
 // payment. Where the site has routes for errors they answer it; Caddy then
 // logs it at debug level only.

@@ -32,6 +32,12 @@ type mismatchError struct{ problem string }
 
 func (e *mismatchError) Error() string { return e.problem }
 
+// noOld answers that there is no such link, as the older API does.
+func (s *Site) noOld(w http.ResponseWriter, r *http.Request) {
+	message := "there is no such payment link"
+	answer(w, r, http.StatusNotFound, oldAnswer{Error: &message})
+}
+
 // payOld takes a payment in the older API's form.
 func (s *Site) payOld(w http.ResponseWriter, r *http.Request, id link.ID) {
 	if r.Method != http.MethodPost {
@@ -45,7 +51,7 @@ func (s *Site) payOld(w http.ResponseWriter, r *http.Request, id link.ID) {
 	l, err := s.Links.Get(r.Context(), id)
 	switch {
 	case errors.Is(err, link.ErrNotFound):
-		refuse(http.StatusNotFound, "there is no such payment link")
+		s.noOld(w, r)
 		return
 	case err != nil:
 		s.log().Error("a payment link could not be read", "error", err)

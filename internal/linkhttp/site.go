@@ -105,11 +105,11 @@ func (s *Site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	id, err := link.ParseID(parts[0])
-	if err != nil {
-		s.missing(w, r)
-		return
-	}
 	switch {
+	case err != nil && len(parts) == 2 && parts[1] == "pay" && r.Method == http.MethodPost:
+		s.noOld(w, r)
+	case err != nil:
+		s.missing(w, r)
 	case len(parts) == 1:
 		s.link(w, r, id)
 	case len(parts) == 2 && parts[1] == "pay":

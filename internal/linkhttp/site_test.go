@@ -221,6 +221,7 @@ func TestTheOlderAPIsExchanges(t *testing.T) {
 		{"negative", l.ID, 0, strings.Replace(encoded(t, old("base-sepolia", good, false, false)), `"value":50000`, `"value":-50000`, 1), 400, "value"},
 		{"two values", l.ID, 0, strings.Replace(encoded(t, old("base-sepolia", good, false, false)), `"value":50000`, `"value":50000,"value":1`, 1), 400, "value"},
 		{"an unknown link", "00000000000000000000000000", 0, encoded(t, old("base-sepolia", good, true, false)), 404, "no such"},
+		{"no id of a link", "else", 0, encoded(t, old("base-sepolia", good, true, false)), 404, "no such"},
 		{"an expired link", expired.ID, 3601, late, 403, "expired"},
 		{"good", l.ID, 0, encoded(t, old("base-sepolia", good, true, false)), 200, ""},
 		{"the same again", l.ID, 0, encoded(t, old("base-sepolia", good, true, false)), 409, "nonce"},
