@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -85,8 +86,8 @@ func (j *Journal) Stop() {
 	left := j.open
 	j.open = nil
 	j.mu.Unlock()
-	for k, rep := range left {
-		if !rep.ours {
+	for _, k := range slices.SortedFunc(maps.Keys(left), func(a, b payment.Key) int { return slices.Compare(a[:], b[:]) }) {
+		if !left[k].ours {
 			continue
 		}
 		_, err := j.Ledger.Update(ctx, k, func(r *ledger.Record) error {

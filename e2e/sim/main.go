@@ -130,6 +130,9 @@ func lead(o options) error {
 		defer mu.Unlock()
 		total.add(t)
 		for _, h := range t.Told {
+			if len(h.Violations) == 0 {
+				fmt.Printf("seed %d: ", h.Seed)
+			}
 			fmt.Println(strings.Join(h.Log, "\n"))
 			if len(h.Violations) > 0 {
 				fmt.Printf("seed %d: %s\n  again: go run ./e2e/sim -seed %d -v\n", h.Seed, strings.Join(h.Violations, "; "), h.Seed)
@@ -169,6 +172,9 @@ func judge(o options, total *tally) error {
 	}
 	if uint64(total.Seeds) != o.seeds { //nolint:gosec // it counts
 		errs = append(errs, fmt.Errorf("only %d of %d worlds were lived", total.Seeds, o.seeds))
+	}
+	if total.Mismatches > 3 && total.Mismatches*100 > total.Replayed {
+		errs = append(errs, fmt.Errorf("%d of %d worlds that were lived twice were not the same again", total.Mismatches, total.Replayed))
 	}
 	if o.flaw == "" && total.MildServed*10 < total.MildHonest*9 {
 		errs = append(errs, errors.New("fewer than nine in ten payers of mild worlds got what they paid for"))
@@ -264,6 +270,7 @@ func (o *options) live(t *testing.T, purse *sim.Purse, seed uint64, n int) *tall
 		again := sim.Run(t, purse, seed, sim.Options{Flaw: sim.Flaw(o.flaw), Verbose: o.verbose})
 		if again.Digest() != r.Digest() {
 			sum.Mismatches = 1
+			sum.Told = append(sum.Told, history{Seed: seed, Log: []string{r.Apart(again)}})
 		}
 	}
 	return sum

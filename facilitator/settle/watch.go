@@ -185,7 +185,7 @@ func (e *Engine) await(ctx context.Context, it *item, fresh bool) (*payment.Sett
 		if now := it.snapshot(); now.State != r.State && ctx.Err() == nil {
 			continue
 		}
-		t := time.NewTimer(wait)
+		t := time.NewTimer(wait + it.skew())
 		select {
 		case <-ctx.Done():
 		case <-changed:

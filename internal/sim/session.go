@@ -79,8 +79,10 @@ func (s *session) troubled() bool {
 	return false
 }
 
-// reach waits until the database can be reached.
-func (s *session) reach(ctx context.Context) error {
+// reach waits until the database can be reached. Those who wait do not all
+// find out at one instant: turn is the number of the exchange.
+func (s *session) reach(ctx context.Context, turn int) error {
+	late := s.p.dice.of("reach").nth(turn).between(0, time.Millisecond)
 	for limit := time.Now().Add(patience); ; {
 		if err := s.p.enter(); err != nil {
 			return err
@@ -90,7 +92,7 @@ func (s *session) reach(ctx context.Context) error {
 		if cut <= 0 {
 			return nil
 		}
-		if err := sleep(ctx, min(cut, time.Until(limit))); err != nil {
+		if err := sleep(ctx, min(cut, time.Until(limit))+late); err != nil {
 			return fmt.Errorf("%w: %w", errAway, err)
 		}
 		if !time.Now().Before(limit) {
@@ -111,7 +113,7 @@ func (s *session) read(ctx context.Context, id string, answer func() error) erro
 		return err
 	}
 	defer s.end(turn)
-	if err := s.reach(ctx); err != nil {
+	if err := s.reach(ctx, turn); err != nil {
 		return err
 	}
 	return s.p.act(ctx, s.exchange("read", id, ""), func(l luck) error {
@@ -162,7 +164,7 @@ func (s *session) Commit(ctx context.Context, writes ...ledger.Write) error {
 		return err
 	}
 	defer s.end(turn)
-	if err := s.reach(ctx); err != nil {
+	if err := s.reach(ctx, turn); err != nil {
 		return err
 	}
 	f := &flight{cloneWrites(writes)}

@@ -17,8 +17,11 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,24 +52,42 @@ type Report struct {
 // Digest names the history. Two runs of one seed have the same.
 func (r *Report) Digest() string {
 	h := fnv.New64a()
-	lines := make([]string, 0, len(r.Log))
-	for _, e := range r.Log {
-		if e.Kind == "log" {
-			continue // as the program likes
-		}
-		lines = append(lines, fmt.Sprintf("%016x|%s|%s|%s|%s\n", int64(e.At), e.Kind, e.Actor, e.ID, e.Detail))
-	}
-	slices.Sort(lines) // what happens at one instant happens in no order
-	for _, line := range lines {
+	for _, line := range r.lines() {
 		_, _ = io.WriteString(h, line)
 	}
 	return strconv.FormatUint(h.Sum64(), 16)
+}
+
+// lines are the history without what the program logs, which it does as it
+// likes. What happens at one instant happens in no order.
+func (r *Report) lines() []string {
+	lines := make([]string, 0, len(r.Log))
+	for _, e := range r.Log {
+		if e.Kind != "log" {
+			lines = append(lines, fmt.Sprintf("%016x|%s|%s|%s|%s\n", int64(e.At), e.Kind, e.Actor, e.ID, e.Detail))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// Apart says where the histories of two runs of one seed part. It is empty if
+// they are the same.
+func (r *Report) Apart(again *Report) string {
+	one, other := append(r.lines(), "the end"), append(again.lines(), "the end")
+	for i := range min(len(one), len(other)) {
+		if one[i] != other[i] {
+			return fmt.Sprintf("lived twice, it was another world from event %d on:\n  first %s\n  again %s", i, strings.TrimSpace(one[i]), strings.TrimSpace(other[i]))
+		}
+	}
+	return ""
 }
 
 // Run lives one world. GOMAXPROCS should be 1, or the history is not quite
 // the same each time.
 func Run(t *testing.T, p *Purse, seed uint64, o Options) *Report {
 	t.Helper()
+	defer quiet()()
 	var r *Report
 	synctest.Test(t, func(t *testing.T) {
 		w, err := newWorld(p, seed, o)
@@ -78,4 +99,13 @@ func Run(t *testing.T, p *Purse, seed uint64, o Options) *Report {
 		r = w.report
 	})
 	return r
+}
+
+// quiet keeps the garbage collector from changing the order of goroutines that
+// can run at one instant, until its result is called: it makes those wait that
+// it happens to interrupt, and when it runs depends on what was before.
+func quiet() (end func()) {
+	runtime.GC()
+	before := debug.SetGCPercent(-1)
+	return func() { debug.SetGCPercent(before) }
 }
