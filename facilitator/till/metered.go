@@ -197,8 +197,8 @@ func (v *visit) ended(r *ledger.Record, w *meterWriter, aborted bool, err error)
 	if !w.charged() {
 		v.uncharged(r, w.failure(err))
 		w.trail()
-		if aborted {
-			panic(http.ErrAbortHandler) // as the upstream has it
+		if aborted || errors.Is(why, errLost) && w.status != 0 && !w.free {
+			panic(http.ErrAbortHandler) // as the upstream has it; or what the server still holds would leave
 		}
 		return err
 	}

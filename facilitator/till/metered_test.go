@@ -871,3 +871,37 @@ func TestShortLivedPaymentsBuyNoStreams(t *testing.T) {
 	}
 	m.want(0, 0)
 }
+
+// What the server still holds of an answer that is not charged must not leave
+// when the request ends.
+func TestAStreamThatIsGivenUpBeforeItBeganLeavesNothingWithThePayer(t *testing.T) {
+	t.Parallel()
+	for name, rest := range map[string]func(w http.ResponseWriter) error{
+		"says so":           func(w http.ResponseWriter) error { return events(w, 1) },
+		"ignored the error": func(w http.ResponseWriter) error { _ = events(w, 1); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := openMetered(t, till.Metered, perEvent(t))
+			m.till.Stop()
+			shared := ledger.NewShared(m.store, "this", m.till.Now)
+			if err := shared.Beat(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			m.till.Ledger = shared
+			m.begin()
+			m.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+				if _, err := io.WriteString(w, "data: for nothing\n\n"); err != nil {
+					return err
+				}
+				m.clock.Add(10) // in which this process could not say that it is alive
+				return rest(w)
+			})
+			n := m.permit()
+			if a, err := m.try(t.Context(), "GET", "/", "", n.purse); err == nil {
+				t.Errorf("the payer has %q, and its payment", a.body)
+			}
+			m.wantUncharged(n)
+		})
+	}
+}
