@@ -29,6 +29,7 @@ type item struct {
 	anchored string        // guarded by mu: hash of a block with the transfer that was seen on the way to the head
 	looks    int           // guarded by mu: how often the chain was asked
 	waiters  int           // guarded by mu: who look for themselves
+	came     int           // guarded by mu: how many waiters there ever were
 	changed  chan struct{} // guarded by mu: closed at the next change of record
 }
 
@@ -79,12 +80,13 @@ func (it *item) current() (ledger.Record, <-chan struct{}) {
 // key names the payment. It never changes.
 func (it *item) key() payment.Key { return it.snapshot().Key }
 
-// skew is what keeps those who wait for payments of one transaction from waking
-// at one instant: whoever is first asks for all of them, and who that is should
-// not be left to chance. It is below a quarter of a millisecond.
-func (it *item) skew() time.Duration {
+// skew is what keeps those who wait for one transaction from waking at one
+// instant: whoever is first asks for all of them, and who that is should not be
+// left to chance. Of the waiters for one payment it is the nth's. It is below a
+// third of a millisecond.
+func (it *item) skew(nth int) time.Duration {
 	k := it.key()
-	return time.Duration(uint16(k[0])<<8|uint16(k[1])) * 3 * time.Nanosecond
+	return time.Duration(uint16(k[0])<<8|uint16(k[1]))*3*time.Nanosecond + time.Duration(nth%100)*time.Microsecond
 }
 
 // set replaces the record and wakes whoever waits for a change.
@@ -149,11 +151,21 @@ func (it *item) isAnchored(block string) bool {
 	return it.anchored == block
 }
 
-// attend counts those who wait for the item and look for themselves.
-func (it *item) attend(n int) {
+// attend counts those who wait for the item and look for themselves, and
+// returns which of them this one is.
+func (it *item) attend() (nth int) {
 	it.mu.Lock()
 	defer it.mu.Unlock()
-	it.waiters += n
+	it.waiters++
+	it.came++
+	return it.came
+}
+
+// leave says that one of them waits no longer.
+func (it *item) leave() {
+	it.mu.Lock()
+	defer it.mu.Unlock()
+	it.waiters--
 }
 
 // attended reports whether somebody does.

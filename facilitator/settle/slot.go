@@ -137,7 +137,9 @@ func (e *Engine) receipt(ctx context.Context, s *slot) (*types.Receipt, []evm.Lo
 		select {
 		case <-asking:
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+		}
+		if err := ctx.Err(); err != nil { // also where whoever asked gave up for the same reason
+			return nil, nil, err
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

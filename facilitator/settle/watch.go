@@ -168,7 +168,7 @@ func (e *Engine) items() []*item {
 // that its transaction is just being sent: there is nothing to be seen yet,
 // and nodes have something better to do.
 func (e *Engine) await(ctx context.Context, it *item, fresh bool) (*payment.Settlement, error) {
-	it.attend(1)
+	nth := it.attend()
 	defer e.leave(it)
 	for wait := firstPause; ; wait = longer(wait) {
 		r, changed := it.current()
@@ -185,7 +185,7 @@ func (e *Engine) await(ctx context.Context, it *item, fresh bool) (*payment.Sett
 		if now := it.snapshot(); now.State != r.State && ctx.Err() == nil {
 			continue
 		}
-		t := time.NewTimer(wait + it.skew())
+		t := time.NewTimer(wait + it.skew(nth))
 		select {
 		case <-ctx.Done():
 		case <-changed:
@@ -203,7 +203,7 @@ func (e *Engine) await(ctx context.Context, it *item, fresh bool) (*payment.Sett
 // them; what is not settled is looked at once more, because it may have been
 // passed over at a head that is the last one for long.
 func (e *Engine) leave(it *item) {
-	it.attend(-1)
+	it.leave()
 	if r := it.snapshot(); r.State.Paid() || r.State.Resting() {
 		return
 	}

@@ -15,7 +15,7 @@ import (
 
 // release is told of every byte of the goods that leaves. The caller holds
 // the lock.
-func (w *world) release(p *purchase, path string) {
+func (w *world) release(p *purchase, path string, by *process) {
 	if _, again := p.granted[path]; again {
 		return
 	}
@@ -24,8 +24,48 @@ func (w *world) release(p *purchase, path string) {
 	if len(p.granted) > 1 {
 		w.violate("I2: payment %s was granted to two requests", p.name)
 	}
-	if !p.reached && w.profile.until != payment.Submitted {
+	switch {
+	case w.metered(p):
+		if r, ok := by.seat.books.entries.record(ledgerKey(p.key)); !ok || r.Exposed == nil {
+			w.violate("the goods of payment %s left, and nothing on disk says that they are owed for", p.name)
+		}
+	case w.free(p, by):
+	case !p.reached && w.profile.until != payment.Submitted:
 		w.violate("I1: the goods of payment %s left, but the transfer was never %s", p.name, w.profile.until)
+	}
+}
+
+// free reports whether an answer turned out to cost nothing, and the ledger
+// says so. The caller holds the lock.
+func (w *world) free(p *purchase, by *process) bool {
+	r, ok := by.store.view().record(ledgerKey(p.key))
+	return ok && p.by == byUpto && p.events == 0 && r.State.Paid() && r.Charge == "0"
+}
+
+// trusted is told of every call of the upstream for a payment that is settled
+// afterwards. What is exposed must be within the caps and what payers ever had,
+// and nobody is trusted who has caused a loss. The caller holds the lock.
+func (w *world) trusted(p *purchase, life *process) {
+	var own, all uint64
+	for _, other := range w.purchases {
+		r, ok := life.store.view().record(ledgerKey(other.key))
+		switch {
+		case !ok:
+			continue
+		case r.State == ledger.WrittenOff && other.auth.from == p.auth.from:
+			w.violate("payment %s is trusted, although its payer has never paid %s", p.name, other.name)
+		case r.Exposed == nil:
+			continue
+		}
+		all += price
+		if other.auth.from == p.auth.from {
+			own += price
+		}
+	}
+	// A facilitator elsewhere does not say what a payer has.
+	if own > uint64(w.profile.perPayer) || all > uint64(w.profile.total) || own > w.funds[p.auth.from] && w.facilitator == nil { //nolint:gosec // positive
+		w.violate("with payment %s its payer is trusted with %d and all with %d; the caps are %d and %d, and it never had more than %d",
+			p.name, own, all, w.profile.perPayer, w.profile.total, w.funds[p.auth.from])
 	}
 }
 
@@ -38,6 +78,9 @@ func (w *world) upstreamBegins(p *purchase, life *process, method string) {
 		}
 	}
 	p.running[life.name] = true
+	if w.metered(p) {
+		w.trusted(p, life)
+	}
 	r, _ := life.store.view().record(ledgerKey(p.key))
 	claim := strconv.Itoa(r.Claims)
 	p.runs[claim]++
@@ -82,6 +125,9 @@ func (w *world) transitions(by *process, before image, writes []ledger.Write) {
 			if p.theft {
 				w.steal(p)
 			}
+			if p.betrays != nothing {
+				w.betray(p)
+			}
 		}
 		if old == next {
 			continue
@@ -96,7 +142,7 @@ func (w *world) transitions(by *process, before image, writes []ledger.Write) {
 				w.takenForDead(by, r.Owner)
 			}
 		}
-		if old.Can(next) {
+		if old.Can(next) || next == ledger.Archived && old.Can(ledger.Settled) && chargeIn(write.Value) == "0" { // nothing to watch
 			continue
 		}
 		// A claim that has lapsed is as good as released.
@@ -127,14 +173,91 @@ func (w *world) audit() {
 		}
 		w.auditPurchase(p, final)
 		if r, ok := w.live(p); ok && isBooked(r.State) {
-			booked += price
+			booked += units(r.Charge)
 		}
 	}
-	// A till that has no node does not see what strangers and reorgs do.
-	if have := final.state.balances[w.purse.seller]; have != booked && w.facilitator == nil {
-		w.violate("I7: the seller has %d, the ledger says %d", have, booked)
+	gifts := uint64(0)
+	for _, u := range final.state.used {
+		gifts += u.gift
 	}
+	// A till that has no node does not see what strangers and reorgs do.
+	if have := final.state.balances[w.purse.seller]; have != booked+gifts && w.facilitator == nil {
+		w.violate("I7: the seller has %d, the ledger says %d, and %d are of nobody", have, booked, gifts)
+	}
+	w.auditLosses()
 	w.auditLanes()
+}
+
+// chargeIn reads the charge of a stored payment.
+func chargeIn(value []byte) string {
+	var r ledger.Record
+	_ = json.Unmarshal(value, &r) // what is no record charges nothing
+	return r.Charge
+}
+
+// units reads a charge.
+func units(charge string) uint64 {
+	n, err := strconv.ParseUint(charge, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// auditLosses compares what was handed over and never paid with the caps. The
+// caller holds the lock.
+func (w *world) auditLosses() {
+	lost := map[common.Address]uint64{}
+	for _, p := range w.purchases {
+		r, ok := w.live(p)
+		switch {
+		case !ok:
+			continue
+		case r.Exposed != nil && (w.facilitator == nil || r.State != ledger.Intent):
+			w.violate("payment %s is %s, and still counts as owed", p.name, r.State)
+		case r.State == ledger.WrittenOff:
+			w.covered("written off")
+			lost[p.auth.from] += w.worth(p)
+			if w.profile.mild {
+				w.violate("payment %s is written off, and nothing went wrong", p.name)
+			}
+		}
+	}
+	for _, p := range w.purchases {
+		if n := lost[p.auth.from]; n > uint64(max(0, w.profile.perPayer)) || n > w.funds[p.auth.from] && w.facilitator == nil {
+			w.violate("%d are lost by one payer; its cap is %d, and it never had more than %d", n, w.profile.perPayer, w.funds[p.auth.from])
+		}
+	}
+}
+
+// auditCharge compares what was charged with what was signed and with what was
+// handed over. The caller holds the lock.
+func (w *world) auditCharge(p *purchase, u use, r *ledger.Record) {
+	charge := units(r.Charge)
+	switch {
+	case u.paid && w.facilitator == nil && u.amount != charge:
+		w.violate("payment %s has moved %d, the ledger says %d", p.name, u.amount, charge)
+	case u.paid && !u.ours && p.by == byUpto:
+		w.violate("payment %s has moved, and not by the facilitator that it was signed for", p.name)
+	case charge > price || u.paid && u.amount > price:
+		w.violate("payment %s is charged more than was signed", p.name)
+	case p.by != byUpto && charge != price:
+		w.violate("payment %s is charged %d, and exact is exact", p.name, charge)
+	case p.by != byUpto || !isBooked(r.State):
+		return
+	case charge > w.worth(p):
+		w.violate("payment %s is charged %d, and its answer was worth %d", p.name, charge, w.worth(p))
+	case w.profile.mild && charge != w.worth(p):
+		w.violate("payment %s is charged %d, and its answer was worth %d", p.name, charge, w.worth(p))
+	case charge == 0 && u.paid:
+		w.violate("payment %s costs nothing and has moved %d", p.name, u.amount)
+	case charge == 0:
+		w.covered("charged nothing")
+	case charge < price:
+		w.covered("charged a part")
+	default:
+		w.covered("charged the maximum")
+	}
 }
 
 func (w *world) live(p *purchase) (ledger.Record, bool) {
@@ -149,19 +272,22 @@ func (w *world) auditPurchase(p *purchase, final *block) {
 	case w.facilitator != nil: // see auditRemote
 	case paid && !(known && isBooked(r.State)):
 		w.violate("I3: payment %s has moved money, but the ledger says %q", p.name, r.State)
-	case !paid && known && isBooked(r.State):
+	case !paid && known && isBooked(r.State) && r.Charge != "0":
 		w.violate("payment %s is %s, but no money has moved", p.name, r.State)
-	case !paid && known && r.State == ledger.Dead && !used && final.time < p.ticket.transfer.ValidBefore.Uint64():
+	case !paid && known && r.State == ledger.Dead && !used && final.time < p.ticket.signed.Expiry:
 		w.violate("payment %s is dead, but can still be used", p.name)
 	}
 	if paid {
 		w.report.Transfers++
 	}
+	if known {
+		w.auditCharge(p, u, &r)
+	}
 	for _, refused := range p.refusals {
 		w.covered("402 " + refused.reason)
 		switch {
 		case !paid:
-		case refused.reason == string(payment.EVMTransactionFailed):
+		case refused.reason == string(payment.EVMTransactionFailed), refused.reason == string(payment.UptoTransactionFailed):
 			w.violate("I4: payment %s was refused for good, but has moved money", p.name)
 		case u.ours && refused.alone && !p.presentedAfter(refused.at):
 			w.violate("I4: payment %s was refused (%s) and not sent again, but we have moved its money", p.name, refused.reason)
@@ -176,6 +302,9 @@ func (w *world) auditPurchase(p *purchase, final *block) {
 	}
 	if w.facilitator != nil && !u.ours {
 		return // nobody here sees what a stranger submits too late
+	}
+	if p.handed.Len() > 0 && w.metered(p) {
+		return // it has something, and auditCharge knows how much
 	}
 	if p.served == 0 && paid && (u.ours || len(p.refusals) == 0) && !owed(&r, p.unsafe) {
 		w.violate("payment %s was charged, and its payer has nothing", p.name)
@@ -192,11 +321,11 @@ func (w *world) auditRemote(p *purchase, final *block) {
 	switch {
 	case paid && u.ours && !isBooked(theirs.State):
 		w.violate("I3: payment %s has moved money, but its facilitator's ledger says %q", p.name, theirs.State)
-	case !paid && isBooked(theirs.State):
+	case !paid && isBooked(theirs.State) && theirs.Charge != "0":
 		w.violate("payment %s is %s for its facilitator, but no money has moved", p.name, theirs.State)
 	case paid && u.ours && !(known && isBooked(ours.State)):
 		w.violate("I3: payment %s has moved money, but the till's ledger says %q", p.name, ours.State)
-	case known && isBooked(ours.State) && !p.reached:
+	case known && isBooked(ours.State) && !p.reached && ours.Charge != "0":
 		w.violate("payment %s is %s, but no money has ever moved", p.name, ours.State)
 	}
 }
@@ -206,16 +335,25 @@ func (w *world) auditRemote(p *purchase, final *block) {
 // told is settled, and never learns what became of a payment that its
 // facilitator does not settle any more. The caller holds the lock.
 func (w *world) rests(b *books, p *purchase, now ledger.State) bool {
+	r, ok := w.seen(b).record(ledgerKey(p.key))
+	owes := ok && r.Exposed != nil
 	if w.facilitator == nil || b == w.facilitator.books {
-		return now.Resting()
+		return now.Resting() && !owes
+	}
+	if owes {
+		return now == ledger.Intent && unix(time.Now()) > p.ticket.signed.Expiry+giveUp
 	}
 	if now != ledger.Intent {
 		return !now.Working()
 	}
 	theirs, known := w.seen(w.facilitator.books).record(ledgerKey(p.key))
-	expired := unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+hope
+	expired := unix(time.Now()) > p.ticket.signed.Expiry+hope
 	return expired && (!known || theirs.State.Resting()) && (!isBooked(theirs.State) || !p.byUs(w))
 }
+
+// giveUp is for how many seconds after a payment has expired the till may still
+// ask a facilitator elsewhere for it.
+const giveUp = 120
 
 // byUs reports whether a lane moved the money. The caller holds the lock.
 func (p *purchase) byUs(w *world) bool {

@@ -24,6 +24,7 @@ type transaction struct {
 	lane common.Address // who pays gas; zero for other people's
 	tx   *types.Transaction
 	deed func(s *state, b *block) outcome // nil for a lane's
+	does *evm.Call                        // what a deed calls, if it is known
 	from uint64                           // the first block that may have it
 }
 
@@ -36,7 +37,8 @@ type block struct {
 	baseFee  *big.Int
 	txs      []*transaction
 	receipts []*types.Receipt
-	state    *state // after it
+	calls    [][]chain.InnerCall // of each transaction
+	state    *state              // after it
 }
 
 func (b *block) head() chain.Head {
@@ -76,7 +78,11 @@ type sighting struct {
 type chainModel struct {
 	d         dice
 	token     common.Address
+	seller    common.Address
 	separator common.Hash
+	permit2   common.Hash                   // Permit2's separator
+	permits   map[authorization]*evm.Permit // that payers gave to the seller
+	coded     func(common.Address) bool     // accounts with code
 	aggregate aggregate3
 	signers   map[string]common.Address // of transfers, by digest and signature
 
@@ -98,13 +104,18 @@ type laneNonce struct {
 	nonce uint64
 }
 
-func newChain(d dice, start time.Time, height int, token payment.Token, agg aggregate3, holders map[common.Address]uint64) *chainModel {
+func newChain(d dice, start time.Time, height int, p *Purse, holders map[common.Address]uint64) *chainModel {
 	c := &chainModel{
-		d: d.of("chain"), token: common.HexToAddress(token.Address), separator: evm.DomainOf(token).Separator(), aggregate: agg,
+		d: d.of("chain"), token: common.HexToAddress(p.token.Address), seller: p.seller, separator: evm.DomainOf(p.token).Separator(), aggregate: p.aggregate,
 		signers: map[string]common.Address{}, known: map[common.Hash]*transaction{}, blocks: map[common.Hash][]*block{},
-		items: map[laneNonce]map[string]struct{}{},
+		items: map[laneNonce]map[string]struct{}{}, permits: map[authorization]*evm.Permit{}, permit2: evm.Permit2Separator(chainID),
+		coded: func(common.Address) bool { return false },
 	}
-	genesis := &state{balances: holders, used: map[authorization]use{}, nonces: map[common.Address]uint64{}}
+	allowances := map[common.Address]uint64{}
+	for holder := range holders {
+		allowances[holder] = unlimited
+	}
+	genesis := &state{balances: holders, allowances: allowances, used: map[authorization]use{}, nonces: map[common.Address]uint64{}}
 	for n := range height + 1 {
 		age := time.Duration(height-n) * 2 * time.Second
 		b := &block{number: uint64(n), parent: c.tip, time: unix(start.Add(-age)), baseFee: big.NewInt(1e9), state: genesis}
@@ -181,19 +192,19 @@ func (c *chainModel) include(b *block, t *transaction) bool {
 	var out outcome
 	if t.tx == nil {
 		out = t.deed(next, b)
-	} else if out = c.call(next, *t.tx.To(), t.tx.Data(), b.time, b.number, t.hash, true); out.gas > t.tx.Gas() {
+	} else if out = c.call(next, frame{t.lane, b.time, b.number, t.hash, true}, *t.tx.To(), t.tx.Data()); out.gas > t.tx.Gas() {
 		out = outcome{failed: true, reason: "out of gas", gas: t.tx.Gas()}
 	}
 	r := &types.Receipt{TxHash: t.hash, GasUsed: out.gas, EffectiveGasPrice: b.baseFee, Status: types.ReceiptStatusSuccessful, Logs: out.logs}
 	if out.failed {
 		next = b.state.clone()
-		r.Status, r.Logs = types.ReceiptStatusFailed, nil
+		r.Status, r.Logs, out.calls = types.ReceiptStatusFailed, nil, nil
 	}
 	if t.tx != nil {
 		next.nonces[t.lane]++
 	}
 	b.state = next
-	b.txs, b.receipts = append(b.txs, t), append(b.receipts, r)
+	b.txs, b.receipts, b.calls = append(b.txs, t), append(b.receipts, r), append(b.calls, out.calls)
 	return true
 }
 
@@ -297,19 +308,43 @@ func (c *chainModel) parse(raw []byte) (*types.Transaction, common.Address, erro
 	return tx, lane, nil
 }
 
-// receipt returns the receipt of a transaction on view's branch, or nil.
-func (c *chainModel) receipt(view *block, hash common.Hash) *types.Receipt {
+// find returns the place of a transaction on view's branch, or false.
+func (c *chainModel) find(view *block, hash common.Hash) (in *block, at int, ok bool) {
 	for _, b := range c.blocks[hash] {
 		if view.ancestor(b.number) != b {
 			continue
 		}
-		for _, r := range b.receipts {
-			if r.TxHash == hash {
-				return r
+		for i, t := range b.txs {
+			if t.hash == hash {
+				return b, i, true
 			}
 		}
 	}
+	return nil, 0, false
+}
+
+// receipt returns the receipt of a transaction on view's branch, or nil.
+func (c *chainModel) receipt(view *block, hash common.Hash) *types.Receipt {
+	if b, i, ok := c.find(view, hash); ok {
+		return b.receipts[i]
+	}
 	return nil
+}
+
+// transaction returns a lane's transaction, or one on view's branch, or nil.
+func (c *chainModel) transaction(view *block, hash common.Hash) *types.Transaction {
+	if t, ok := c.known[hash]; ok {
+		return t.tx
+	}
+	b, i, ok := c.find(view, hash)
+	if !ok {
+		return nil
+	}
+	to, data := common.Address{}, []byte(nil)
+	if call := b.txs[i].does; call != nil {
+		to, data = call.To, call.Data
+	}
+	return types.NewTx(&types.LegacyTx{To: &to, Data: data})
 }
 
 // meets reports whether a transfer in a block is as final on view's branch as

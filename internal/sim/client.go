@@ -14,6 +14,7 @@ import (
 	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 // A purchase is one payment, with what its owner and others do with it.
@@ -22,6 +23,8 @@ type purchase struct {
 	key    payment.Key
 	auth   authorization
 	ticket *ticket
+	by     instrument
+	other  *evm.SignedPermit // one with the same nonce, for something else
 
 	copies   int           // how many send the same request at once
 	split    bool          // one of them asks for something else
@@ -32,7 +35,9 @@ type purchase struct {
 	drains   time.Duration // when the payer moves all money away; 0 means never
 	refills  bool          // and back
 	theft    bool          // a stranger submits the authorization once it is claimed
+	betrays  betrayal      // what the payer does once it is claimed
 	unsafe   bool          // by POST
+	events   int           // that its answer has, by upto
 
 	// Guarded by the world's lock.
 	claimed   bool
@@ -47,6 +52,7 @@ type purchase struct {
 	reached   bool                // the transfer was once as final as the route asks for
 	running   map[string]bool     // whether the upstream is at work, by process
 	runs      map[string]int      // upstream calls, by claim
+	handed    strings.Builder     // what has left of a metered answer
 }
 
 type refusal struct {
@@ -58,7 +64,37 @@ type refusal struct {
 func (p *purchase) honest() bool { return !p.vanish }
 
 // goods is what a path gives, in parts.
-func goods(path string) []string { return []string{"goods ", "of ", path} }
+func (p *purchase) goods(path string) []string {
+	if p.by != byUpto {
+		return []string{"goods ", "of ", path}
+	}
+	if p.events == 0 {
+		return []string{": costs nothing\n\n"}
+	}
+	parts := make([]string, p.events)
+	for i := range parts {
+		parts[i] = fmt.Sprintf("data: %d of %s\n\n", i, path)
+	}
+	return parts
+}
+
+// worth is what so many events cost.
+func worth(events int) uint64 { return min(price, uint64(events)*eventPrice) } //nolint:gosec // it counts
+
+// worth is what the payer has got for a payment by upto.
+func (w *world) worth(p *purchase) uint64 {
+	if w.metered(p) {
+		return worth(strings.Count(p.handed.String(), "\n\n") - strings.Count(p.handed.String(), ": costs nothing\n\n"))
+	}
+	return worth(p.events)
+}
+
+// metered reports whether the goods of a payment are handed over before the
+// money moves. A till whose facilitator is elsewhere is not told which payers
+// have code.
+func (w *world) metered(p *purchase) bool {
+	return w.profile.mode == till.Metered && p.by == byUpto && (w.profile.remote || !w.hasCode(p.auth.from))
+}
 
 // hope is for how many seconds after a payment has expired its client asks for
 // the goods where nobody may know what became of it.
@@ -90,7 +126,7 @@ func (w *world) buy(p *purchase, who, path string) {
 		case http.StatusPaymentRequired, http.StatusConflict, http.StatusGone:
 			done = true
 		}
-		if w.facilitator != nil && !w.troubled() && unix(time.Now()) > p.ticket.transfer.ValidBefore.Uint64()+hope {
+		if w.facilitator != nil && !w.troubled() && unix(time.Now()) > p.ticket.signed.Expiry+hope {
 			done = true // a facilitator elsewhere need not ever say what became of a payment that has expired
 		}
 		w.mu.Unlock()
@@ -124,7 +160,7 @@ func (w *world) request(p *purchase, actor, path string, d dice) int {
 	}
 	ctx, hangUp := context.WithTimeout(as(context.Background(), actor), patience)
 	defer hangUp()
-	out := &wire{w: w, life: life, purchase: p, actor: actor, path: path, ctx: ctx, header: http.Header{}, whole: strings.Join(goods(path), "")}
+	out := &wire{w: w, life: life, purchase: p, actor: actor, path: path, ctx: ctx, header: http.Header{}, whole: strings.Join(p.goods(path), "")}
 	w.note("request", actor, p.name, path)
 	w.mu.Unlock()
 
@@ -191,6 +227,7 @@ type wire struct {
 	status int
 	sent   http.Header
 	body   strings.Builder
+	behind []byte // what the server still holds, of a metered answer
 	ended  bool
 	err    error
 }
@@ -201,6 +238,9 @@ var errCut = errors.New("the connection was cut off")
 // serve runs the till.
 func (c *wire) serve(s *shift, r *http.Request) {
 	err := c.handle(s, r)
+	if c.metered() && !errors.Is(err, errCut) {
+		_ = c.FlushError() // as a server does in the end
+	}
 	if c.life.enter() != nil {
 		return
 	}
@@ -231,7 +271,7 @@ func (c *wire) received(life *process) int {
 	if c.status == http.StatusOK && c.body.String() == c.whole && c.sent.Get(payment.HeaderResponse) != "" {
 		return http.StatusOK
 	}
-	if !c.ended || life.dead || c.ctx.Err() != nil || errors.Is(c.err, errCut) {
+	if !c.ended || life.dead || c.ctx.Err() != nil || errors.Is(c.err, errCut) || c.metered() && c.err != nil && c.status == http.StatusOK {
 		return 0
 	}
 	if c.err != nil && c.status == 0 {
@@ -265,14 +305,49 @@ func (c *wire) WriteHeader(status int) {
 	}
 }
 
-// Write implements http.ResponseWriter. The process can die before, in the
-// middle of, and after what it writes.
+func (c *wire) metered() bool { return c.w.metered(c.purchase) }
+
+// Write implements http.ResponseWriter. Of what is metered it keeps a part
+// back, as a server does.
 func (c *wire) Write(b []byte) (int, error) {
 	if err := c.life.enter(); err != nil {
 		return 0, err
 	}
 	if c.status == 0 {
 		c.status, c.sent = http.StatusOK, c.header.Clone()
+	}
+	if c.metered() {
+		c.behind = append(c.behind, b...)
+		c.w.mu.Unlock()
+		return len(b), nil
+	}
+	c.w.mu.Unlock()
+	return c.deliver(b)
+}
+
+// FlushError is for http.ResponseController.
+func (c *wire) FlushError() error {
+	if !c.metered() {
+		return http.ErrNotSupported
+	}
+	if err := c.life.enter(); err != nil {
+		return err
+	}
+	b := c.behind
+	c.behind = nil
+	c.w.mu.Unlock()
+	if len(b) == 0 {
+		return c.ctx.Err()
+	}
+	_, err := c.deliver(b)
+	return err
+}
+
+// deliver has bytes reach the client. The process can die before, in the
+// middle of, and after that.
+func (c *wire) deliver(b []byte) (int, error) {
+	if err := c.life.enter(); err != nil {
+		return 0, err
 	}
 	parts := []string{string(b)}
 	paid := c.status == http.StatusOK
@@ -289,7 +364,8 @@ func (c *wire) Write(b []byte) (int, error) {
 			return 0, errors.New("broken pipe")
 		}
 		if paid {
-			c.w.release(c.purchase, c.path)
+			c.w.release(c.purchase, c.path, c.life)
+			c.purchase.handed.WriteString(part)
 		}
 		c.body.WriteString(part)
 	}
@@ -335,17 +411,51 @@ func (c *wire) upstream(out http.ResponseWriter, r *http.Request, _ *till.Sale) 
 		_, err = out.Write([]byte("sorry"))
 		return err
 	}
-	for i, part := range goods(c.path) {
-		if i > 0 && w.route.Mode == till.First {
-			if err := sleep(r.Context(), c.life.dice.of(c.actor).nth(i).between(time.Millisecond, 20*time.Millisecond)); err != nil {
+	if p.by == byUpto {
+		out.Header().Set("Content-Type", "text/event-stream")
+	}
+	for i, part := range p.goods(c.path) {
+		d := c.life.dice.of(c.actor).nth(i)
+		switch {
+		case i > 0 && c.metered():
+			if err := sleep(r.Context(), d.between(time.Millisecond, w.profile.upstream)); err != nil {
+				return err
+			}
+			if done, err := c.dies(d); done {
+				return err
+			}
+		case i > 0 && w.route.Mode == till.First:
+			if err := sleep(r.Context(), d.between(time.Millisecond, 20*time.Millisecond)); err != nil {
 				return err
 			}
 		}
 		if _, err := out.Write([]byte(part)); err != nil {
 			return err
 		}
+		if c.metered() && d.of("flush").below(3) > 0 {
+			if err := http.NewResponseController(out).Flush(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// dies reports whether the upstream dies in the middle of its answer. It can
+// do that in the way of a reverse proxy whose upstream's connection breaks.
+func (c *wire) dies(d dice) (done bool, err error) {
+	if err := c.life.enter(); err != nil {
+		return true, err
+	}
+	defer c.w.mu.Unlock()
+	if c.w.profile.mild || !c.w.troubled() || !d.of("dies").oneIn(20) {
+		return false, nil
+	}
+	c.w.covered("upstream dies in a stream")
+	if d.of("aborts").oneIn(2) {
+		panic(http.ErrAbortHandler)
+	}
+	return true, errors.New("unexpected end of the upstream's answer")
 }
 
 // ledgerKey names a payment's record in a store.

@@ -26,6 +26,9 @@ func MustSee() []string {
 		"request delivered twice", "facilitator dies while it is asked",
 		"batch", "batch on a second lane",
 		"payer cancels", "payer drained", "included by a stranger",
+		"payer invalidates a permit", "payer revokes the allowance", "payer uses the nonce for something else",
+		"permit included by a stranger", "trace of somebody else's transaction",
+		"upstream dies in a stream", "charged nothing", "charged a part", "charged the maximum", "written off",
 	}
 	for _, p := range points {
 		list = append(list, p.name)
@@ -40,12 +43,13 @@ func MustSee() []string {
 		{"", []ledger.State{ledger.Reserved, ledger.Executing}},
 		{ledger.Reserved, []ledger.State{ledger.Intent, ledger.Settled, ledger.Released}},
 		{ledger.Executing, []ledger.State{ledger.Executed, ledger.Released}},
-		{ledger.Executed, []ledger.State{ledger.Intent, ledger.Settled, ledger.Released}},
+		{ledger.Executed, []ledger.State{ledger.Intent, ledger.Settled, ledger.Archived, ledger.Released}}, // Archived where it costs nothing
 		{ledger.Released, []ledger.State{ledger.Reserved, ledger.Executing, ledger.Included, ledger.Settled, ledger.Dead}},
 		{ledger.Intent, []ledger.State{ledger.Sent, ledger.Included, ledger.Settled, ledger.Dead}},
 		{ledger.Sent, []ledger.State{ledger.Included, ledger.Settled, ledger.Dead}},
 		{ledger.Included, []ledger.State{ledger.Sent, ledger.Settled}},
 		{ledger.Settled, []ledger.State{ledger.Sent, ledger.Archived}},
+		{ledger.Dead, []ledger.State{ledger.WrittenOff}},
 	}
 	for _, s := range steps {
 		for _, to := range s.to {

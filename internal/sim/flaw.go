@@ -30,11 +30,13 @@ const (
 	IgnoresLeases    Flaw = "an instance takes over what is leased to another"
 	SilenceIsRefusal Flaw = "no answer of a remote facilitator is taken for a refusal"
 	IgnoresEpochs    Flaw = "an instance writes lanes without looking at their epoch"
+	Overcharges      Flaw = "an answer is charged at twice its price"
+	IgnoresCaps      Flaw = "a payer is trusted with more than its cap"
 )
 
 // Flaws lists them all.
 func Flaws() []Flaw {
-	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal, TakesOverAtOnce, IgnoresLeases, IgnoresEpochs, SilenceIsRefusal}
+	return []Flaw{VolatileCommit, DoubtIsFailure, TimeoutIsUnpaid, TimeoutIsPaid, SpentIsPaid, LatestIsFinal, TakesOverAtOnce, IgnoresLeases, IgnoresEpochs, SilenceIsRefusal, Overcharges, IgnoresCaps}
 }
 
 // flawed returns f, or f with the world's flaw.

@@ -38,6 +38,7 @@ func (p *process) askRemote(s *shift) error {
 	}
 	j.Start()
 	s.till = &till.Till{Facilitator: j, Ledger: p.ledger, Now: time.Now, Logger: w.logger(p.name)}
+	p.start(s)
 	return nil
 }
 

@@ -228,16 +228,29 @@ func (n *node) WitnessLogs(ctx context.Context, q ethereum.FilterQuery, _ int) (
 	return n.Logs(ctx, q)
 }
 
-var errNoPermits = errors.New("sim: payers of these worlds sign no permits")
-
-// Transaction implements settle.Chain, and Trace. Only permits need them.
-func (*node) Transaction(context.Context, common.Hash) (*types.Transaction, error) {
-	return nil, errNoPermits
+// Transaction implements settle.Chain.
+func (n *node) Transaction(ctx context.Context, hash common.Hash) (*types.Transaction, error) {
+	var t *types.Transaction
+	err := n.read(ctx, "eth_getTransactionByHash", short(hash), func(view *block) error {
+		t = n.p.w.chain.transaction(view, hash)
+		return nil
+	})
+	return t, err
 }
 
-// Trace is said at Transaction.
-func (*node) Trace(context.Context, common.Hash, int) ([]chain.InnerCall, error) {
-	return nil, errNoPermits
+// Trace implements settle.Chain.
+func (n *node) Trace(ctx context.Context, hash common.Hash, _ int) ([]chain.InnerCall, error) {
+	var calls []chain.InnerCall
+	err := n.read(ctx, "debug_traceTransaction", short(hash), func(view *block) error {
+		b, i, ok := n.p.w.chain.find(view, hash)
+		if !ok {
+			return errors.New("transaction not found")
+		}
+		calls = b.calls[i]
+		n.p.w.covered("trace of somebody else's transaction")
+		return nil
+	})
+	return calls, err
 }
 
 // AgreeAt implements settle.Chain, as Witness does.
@@ -374,9 +387,9 @@ func (n *node) answer(b *block, q chain.Request) func() {
 		if q.Msg.GasFeeCap != nil && q.Msg.GasFeeCap.Cmp(b.baseFee) < 0 {
 			return refuse(q, unavailable("eth_call", &chain.NodeError{Code: -32000, Message: "max fee per gas less than block base fee"}))
 		}
-		out := w.chain.call(b.state.clone(), *q.Msg.To, q.Msg.Data, b.time, b.number, noHash, true)
+		out := w.chain.call(b.state.clone(), frame{q.Msg.From, b.time, b.number, noHash, true}, *q.Msg.To, q.Msg.Data)
 		if out.failed {
-			return refuse(q, &chain.RevertError{Reason: out.reason})
+			return refuse(q, &chain.RevertError{Reason: out.reason, Data: out.data})
 		}
 		return func() { q.Output, q.Err = out.output, nil }
 	case *chain.Code:
@@ -456,9 +469,9 @@ func (n *node) EstimateGas(ctx context.Context, msg ethereum.CallMsg) (uint64, e
 		if msg.GasFeeCap != nil && msg.GasFeeCap.Cmp(view.baseFee) < 0 {
 			return &chain.NodeError{Code: -32000, Message: "max fee per gas less than block base fee"}
 		}
-		out := n.p.w.chain.call(view.state.clone(), *msg.To, msg.Data, view.time, view.number, noHash, true)
+		out := n.p.w.chain.call(view.state.clone(), frame{msg.From, view.time, view.number, noHash, true}, *msg.To, msg.Data)
 		if out.failed {
-			return &chain.RevertError{Reason: out.reason}
+			return &chain.RevertError{Reason: out.reason, Data: out.data}
 		}
 		gas = out.gas
 		return nil

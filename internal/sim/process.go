@@ -311,12 +311,23 @@ func (p *process) newShift() (*shift, error) {
 	_, _ = s.node.WaitHead(as(patience, "start"), noHash) // without a head it answers 503
 	settles := flawed(w, s.node, embedded)
 	s.till = &till.Till{Facilitator: settles, Ledger: p.ledger, Now: time.Now, Logger: w.logger(p.name), Proves: true}
+	p.start(s)
 	s.handler = &facilitator.Handler{Facilitator: settles, Logger: w.logger(p.name)}
 	return s, nil
 }
 
+// start begins what a shift's till does in the background.
+func (p *process) start(s *shift) {
+	if p.w.profile.mode == till.Metered && !p.w.ended() { // else nobody would stop it
+		s.till.Start()
+	}
+}
+
 // stop ends what a shift does in the background.
 func (s *shift) stop() {
+	if s.till != nil {
+		s.till.Stop()
+	}
 	if s.engine != nil {
 		s.engine.Stop()
 	}

@@ -10,42 +10,58 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 
+	"github.com/tollgate402/tollgate/internal/chain"
 	"github.com/tollgate402/tollgate/payment/evm"
 )
 
-// An authorization is named by who signed it and its nonce.
+// An authorization is named by who signed it and its nonce. The token counts
+// its own, Permit2 others.
 type authorization struct {
-	from  common.Address
-	nonce [32]byte
+	from   common.Address
+	nonce  [32]byte
+	permit bool
 }
 
 // A use is what became of an authorization.
 type use struct {
-	paid  bool // the money moved; otherwise it was cancelled
-	tx    common.Hash
-	block uint64
-	ours  bool // a lane's transaction did it
+	paid   bool   // the money moved as signed; otherwise it was cancelled, or used for something else
+	amount uint64 // that moved
+	gift   uint64 // of it, what the seller got for nothing
+	tx     common.Hash
+	block  uint64
+	ours   bool // a lane's transaction did it
 }
 
 // A state is what the chain holds after a block: the token, and how many
 // transactions lanes have sent. It is not changed once its block is made.
 type state struct {
-	balances map[common.Address]uint64
-	used     map[authorization]use
-	nonces   map[common.Address]uint64
+	balances   map[common.Address]uint64
+	allowances map[common.Address]uint64 // of Permit2
+	used       map[authorization]use
+	nonces     map[common.Address]uint64
 }
 
 func (s *state) clone() *state {
-	return &state{balances: maps.Clone(s.balances), used: maps.Clone(s.used), nonces: maps.Clone(s.nonces)}
+	return &state{balances: maps.Clone(s.balances), allowances: maps.Clone(s.allowances), used: maps.Clone(s.used), nonces: maps.Clone(s.nonces)}
 }
 
 // An outcome is what a call did. Logs lack everything that their block adds.
 type outcome struct {
 	failed bool
 	reason string
+	data   []byte // that it reverted with
 	output []byte
 	logs   []*types.Log
+	calls  []chain.InnerCall // that were not undone, in their order
 	gas    uint64
+}
+
+// A frame is what a call is part of.
+type frame struct {
+	from      common.Address // who calls
+	at, block uint64         // time and number of the block
+	tx        common.Hash
+	ours      bool // a lane's transaction
 }
 
 func revert(reason string) outcome { return outcome{failed: true, reason: reason, gas: 40_000} }
@@ -106,13 +122,25 @@ func (a aggregate3) decode(data []byte) ([]call3, bool) {
 	return *abi.ConvertType(values[0], new([]call3)).(*[]call3), true
 }
 
-// call runs one call on s, which it changes. at is the time of the block, tx
-// the transaction that the call is part of.
-func (c *chainModel) call(s *state, to common.Address, data []byte, at uint64, block uint64, tx common.Hash, ours bool) outcome {
-	if to == multicall {
-		return c.batch(s, data, at, block, tx, ours)
+// call runs one call on s, which it changes.
+func (c *chainModel) call(s *state, f frame, to common.Address, data []byte) outcome {
+	out := c.run(s, f, to, data)
+	if !out.failed {
+		out.calls = append([]chain.InnerCall{{To: to, Data: data}}, out.calls...)
 	}
-	if to != c.token {
+	return out
+}
+
+func (c *chainModel) run(s *state, f frame, to common.Address, data []byte) outcome {
+	switch to {
+	case multicall:
+		return c.batch(s, f, data)
+	case evm.Permit2:
+		return c.callPermit2(s, f, data)
+	case evm.ExactProxy, evm.UptoProxy:
+		return c.callProxy(s, f, to, data)
+	case c.token:
+	default:
 		return outcome{gas: gasBase} // an account: nothing happens
 	}
 	if len(data) < 4 {
@@ -128,7 +156,7 @@ func (c *chainModel) call(s *state, to common.Address, data []byte, at uint64, b
 		return outcome{output: out, gas: 30_000}
 	case selector == selState && len(arguments) == 64:
 		out := make([]byte, 32)
-		if _, yes := s.used[authorization{common.BytesToAddress(arguments[:32]), [32]byte(arguments[32:])}]; yes {
+		if _, yes := s.used[authorization{from: common.BytesToAddress(arguments[:32]), nonce: [32]byte(arguments[32:])}]; yes {
 			out[31] = 1
 		}
 		return outcome{output: out, gas: 30_000}
@@ -137,21 +165,28 @@ func (c *chainModel) call(s *state, to common.Address, data []byte, at uint64, b
 		if !ok {
 			return revert("malformed call")
 		}
-		return c.transfer(s, t, at, use{paid: true, tx: tx, block: block, ours: ours})
+		return c.transfer(s, f, t)
+	case selector == selAllowance && len(arguments) == 64:
+		out := make([]byte, 32)
+		if common.BytesToAddress(arguments[32:]) == evm.Permit2 {
+			binary.BigEndian.PutUint64(out[24:], s.allowances[common.BytesToAddress(arguments[:32])])
+		}
+		return outcome{output: out, gas: 30_000}
 	}
 	return revert("no such function")
 }
 
 // batch runs the calls of an aggregate3.
-func (c *chainModel) batch(s *state, data []byte, at uint64, block uint64, tx common.Hash, ours bool) outcome {
+func (c *chainModel) batch(s *state, f frame, data []byte) outcome {
 	calls, ok := c.aggregate.decode(data)
 	if !ok {
 		return revert("no such function")
 	}
 	whole := outcome{gas: gasBase}
+	f.from = multicall
 	results := make([]result3, 0, len(calls))
 	for _, one := range calls {
-		out := c.call(s, one.Target, one.CallData, at, block, tx, ours)
+		out := c.call(s, f, one.Target, one.CallData)
 		whole.gas += out.gas
 		if out.failed && !one.AllowFailure {
 			return revert("Multicall3: call failed")
@@ -160,6 +195,7 @@ func (c *chainModel) batch(s *state, data []byte, at uint64, block uint64, tx co
 			out.output = nil
 		}
 		whole.logs = append(whole.logs, out.logs...)
+		whole.calls = append(whole.calls, out.calls...)
 		results = append(results, result3{!out.failed, out.output})
 	}
 	var err error
@@ -170,9 +206,9 @@ func (c *chainModel) batch(s *state, data []byte, at uint64, block uint64, tx co
 }
 
 // transfer moves money by an authorization.
-func (c *chainModel) transfer(s *state, t *evm.Transfer, at uint64, u use) outcome {
-	key := authorization{t.From, t.Nonce}
-	now := new(big.Int).SetUint64(at)
+func (c *chainModel) transfer(s *state, f frame, t *evm.Transfer) outcome {
+	key := authorization{from: t.From, nonce: t.Nonce}
+	now := new(big.Int).SetUint64(f.at)
 	_, used := s.used[key]
 	switch {
 	case now.Cmp(t.ValidAfter) <= 0:
@@ -181,20 +217,17 @@ func (c *chainModel) transfer(s *state, t *evm.Transfer, at uint64, u use) outco
 		return revert("FiatTokenV2: authorization is expired")
 	case used:
 		return revert("FiatTokenV2: authorization is used or canceled")
-	case !c.signedBy(t):
+	case !c.signed(t.Digest(c.separator), t.Signature, t.From):
 		return revert("FiatTokenV2: invalid signature")
 	case !t.Value.IsUint64() || s.balances[t.From] < t.Value.Uint64():
 		return revert("ERC20: transfer amount exceeds balance")
 	}
-	s.balances[t.From] -= t.Value.Uint64()
-	s.balances[t.To] += t.Value.Uint64()
-	s.used[key] = u
-	value := make([]byte, 32)
-	from, to := common.BytesToHash(t.From[:]), common.BytesToHash(t.To[:])
-	return outcome{gas: gasTransfer, logs: []*types.Log{
-		{Address: c.token, Topics: []common.Hash{evm.TopicAuthorizationUsed, from, t.Nonce}},
-		{Address: c.token, Topics: []common.Hash{evm.TopicTransfer, from, to}, Data: t.Value.FillBytes(value)},
-	}}
+	s.used[key] = use{paid: true, amount: t.Value.Uint64(), tx: f.tx, block: f.block, ours: f.ours}
+	out := c.move(s, t.From, t.To, t.Value.Uint64())
+	out.logs = append([]*types.Log{
+		{Address: c.token, Topics: []common.Hash{evm.TopicAuthorizationUsed, common.BytesToHash(t.From[:]), t.Nonce}},
+	}, out.logs...)
+	return out
 }
 
 // cancel spends an authorization without moving money.
@@ -208,17 +241,16 @@ func (c *chainModel) cancel(s *state, key authorization, u use) outcome {
 	}}
 }
 
-// signedBy reports whether the payer signed a transfer. Signatures are
-// checked for real, and each one once.
-func (c *chainModel) signedBy(t *evm.Transfer) bool {
-	digest := t.Digest(c.separator)
-	key := string(digest[:]) + string(t.Signature)
+// signed reports whether a signature of a digest is an account's. Signatures
+// are checked for real, and each one once.
+func (c *chainModel) signed(digest common.Hash, signature []byte, by common.Address) bool {
+	key := string(digest[:]) + string(signature)
 	signer, known := c.signers[key]
 	if !known {
-		signer, _ = evm.Recover(digest, t.Signature) // nobody, if it is no signature
+		signer, _ = evm.Recover(digest, signature) // nobody, if it is no signature
 		c.signers[key] = signer
 	}
-	return signer == t.From && signer != common.Address{}
+	return signer == by && signer != common.Address{}
 }
 
 // transferOf reads the call that spends an authorization.
@@ -260,6 +292,9 @@ func (c *chainModel) itemsOf(to common.Address, data []byte) string {
 	one := func(to common.Address, data []byte) {
 		if t, ok := transferOf(data); ok && to == c.token {
 			names += t.From.Hex() + common.Hash(t.Nonce).Hex() + " "
+		}
+		if p, err := evm.ReadPermitCall(to, data); err == nil {
+			names += p.Permit.From.Hex() + " " + p.Permit.Nonce.String() + " for " + p.Charge.String() + " "
 		}
 	}
 	if calls, ok := c.aggregate.decode(data); ok && to == multicall {

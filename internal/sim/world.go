@@ -3,6 +3,9 @@ package sim
 import (
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,8 +15,10 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/tollgate402/tollgate/facilitator/till"
+	"github.com/tollgate402/tollgate/facilitator/till/meter"
 	"github.com/tollgate402/tollgate/internal/ledger"
 	"github.com/tollgate402/tollgate/payment"
+	"github.com/tollgate402/tollgate/payment/evm"
 )
 
 // A profile is how rough a world is. Faults happen one time in so many; 0
@@ -25,6 +30,10 @@ type profile struct {
 	payments int
 	contract bool // payers' accounts have code
 	wallet   bool // one of them has
+	permits  bool // some pay by Permit2
+	tight    bool // payers have little more than what they pay
+
+	perPayer, total int64 // caps of what is handed over before it is paid, where that is metered
 
 	arrive   time.Duration // within which clients come
 	peace    time.Duration // after which nothing goes wrong any more
@@ -84,6 +93,12 @@ func drawProfile(d dice) profile {
 		p.lanes, p.payments = pick("how many lanes", 2, 3, 3), pick("many", 3, 4, 6)
 		p.inFlight, p.wallet, p.rush = pick("flying", 0, 1, 1, 2), d.of("wallet").oneIn(3), d.of("lanes rush").oneIn(2)
 	}
+	p.permits = d.of("permits").oneIn(2) && (p.lanes == 1 || d.of("no batches").oneIn(2))
+	if d.of("metered").oneIn(4) {
+		p.mode, p.permits = till.Metered, true
+		p.perPayer, p.total = price*int64(pick("per payer", 1, 2, 3)), price*int64(pick("total", 2, 3, 6))
+		p.tight = !p.mild && d.of("tight").oneIn(3)
+	}
 	p.until = []payment.Finality{
 		payment.Included, payment.Included, payment.Included, payment.Confirmed(2), payment.Confirmed(4),
 		payment.Safe, payment.Finalized, payment.Submitted,
@@ -134,6 +149,7 @@ type world struct {
 	mu          sync.Mutex
 	report      *Report // guarded by mu, as is all that follows
 	chain       *chainModel
+	funds       map[common.Address]uint64 // that payers have in the beginning, and never more
 	purchases   []*purchase
 	byKey       map[ledger.Key]*purchase
 	seats       []*seat
@@ -166,20 +182,21 @@ func newWorld(p *Purse, seed uint64, o Options) (*world, error) {
 	d := dice(seed).of("world")
 	w := &world{
 		purse: p, seed: seed, dice: d, flaw: o.Flaw, verbose: o.Verbose, profile: drawProfile(d.of("profile")), start: time.Now(),
-		over: make(chan struct{}), lives: map[string]*process{}, byKey: map[ledger.Key]*purchase{}, signed: map[laneNonce]bool{}, sent: map[common.Hash]bool{},
+		over: make(chan struct{}), lives: map[string]*process{}, byKey: map[ledger.Key]*purchase{}, funds: map[common.Address]uint64{}, signed: map[laneNonce]bool{}, sent: map[common.Hash]bool{},
 		arrivals: make(chan struct{}, 1), report: &Report{Seed: seed, Seen: map[string]int{}},
 	}
 	w.report.Mild = w.profile.mild
 	w.sit()
-	holders := map[common.Address]uint64{}
-	for _, k := range p.payers {
-		holders[k.Address()] = funds
+	for i, k := range p.payers {
+		w.funds[k.Address()] = funds
+		if w.profile.tight {
+			w.funds[k.Address()] = price * uint64(1+d.of("funds").nth(i).below(2)) //nolint:gosec // small
+		}
 	}
-	w.chain = newChain(d, w.start, w.profile.height, p.token, p.aggregate, holders)
+	w.chain = newChain(d, w.start, w.profile.height, p, maps.Clone(w.funds))
+	w.chain.coded = w.hasCode
 	w.chain.safeLag, w.chain.finalLag, w.chain.calm = w.profile.safeLag, w.profile.finalLag, w.profile.calm
-	offer := p.offer
-	offer.Until = w.profile.until
-	w.route = &till.Route{Challenge: p.challenge, Offers: []payment.Offer{offer}, Mode: w.profile.mode, Origin: "https://shop.example", Deadline: w.profile.deadline, Upstream: 20 * time.Second}
+	w.route = w.sells(p.sheets[w.profile.lanes-1])
 	for i := range w.profile.payments {
 		one, err := w.draw(i)
 		if err != nil {
@@ -192,24 +209,68 @@ func newWorld(p *Purse, seed uint64, o Options) (*world, error) {
 	return w, nil
 }
 
+// sells returns the seller's route, with the offers of a sheet.
+func (w *world) sells(s *sheet) *till.Route {
+	p := &w.profile
+	offers := slices.Clone(s.offers)
+	for i := range offers {
+		offers[i].Until = p.until
+	}
+	each, perPayer := int64(eventPrice), p.perPayer
+	switch w.flaw {
+	case Overcharges:
+		each = 2 * eventPrice
+	case IgnoresCaps:
+		perPayer = p.total
+	default:
+	}
+	token := w.purse.token
+	r := &till.Route{
+		Challenge: s.challenge, Offers: offers, Mode: p.mode, Origin: "https://shop.example", Deadline: p.deadline, Upstream: 20 * time.Second,
+		Tariffs: map[payment.Token]*meter.Tariff{token: {Rates: []meter.Rate{{Price: big.NewRat(each, 1), Of: meter.Events}}}},
+	}
+	if p.mode == till.Metered {
+		r.Exposure = map[payment.Token]ledger.Caps{token: {Total: big.NewInt(p.total), PerPayer: big.NewInt(perPayer)}}
+	}
+	return r
+}
+
+// by draws what a payment is signed with.
+func (w *world) by(d dice) instrument {
+	d = d.of("by")
+	switch {
+	case !w.profile.permits:
+		return byTransfer
+	case w.profile.mode == till.Metered && d.below(6) > 0:
+		return byUpto
+	}
+	return instrument(d.of("one").below(3))
+}
+
 // draw draws the i-th payment of the world.
 func (w *world) draw(i int) (*purchase, error) {
 	d := w.dice.of("purchase").nth(i)
-	k := ticketKey{payer: d.of("payer").below(len(w.purse.payers)), serial: i, version: payment.V2, validity: time.Minute}
-	if d.of("version").oneIn(3) {
+	k := ticketKey{payer: d.of("payer").below(len(w.purse.payers)), serial: i, version: payment.V2, validity: time.Minute, instrument: w.by(d), lanes: w.profile.lanes}
+	if d.of("version").oneIn(3) && k.instrument == byTransfer {
 		k.version = payment.V1
 	}
-	if !w.profile.mild {
+	switch {
+	case !w.profile.mild:
 		k.validity = []time.Duration{20 * time.Second, time.Minute, time.Minute, 90 * time.Second}[d.of("validity").below(4)]
+	case k.instrument == byUpto:
+		k.validity = 2 * time.Minute // some wait for others before they are served
 	}
 	t, err := w.purse.ticket(w.start, k)
 	if err != nil {
 		return nil, err
 	}
 	p := &purchase{
-		name: "ABCDEF"[i : i+1], ticket: t, copies: 1, granted: map[string]struct{}{}, shown: map[string]struct{}{}, running: map[string]bool{}, runs: map[string]int{},
-		key: t.transfer.Key(chainID, w.chain.token), auth: authorization{t.transfer.From, t.transfer.Nonce},
-		again: d.of("again").oneIn(4),
+		name: "ABCDEF"[i : i+1], ticket: t, by: k.instrument, copies: 1, granted: map[string]struct{}{}, shown: map[string]struct{}{}, running: map[string]bool{}, runs: map[string]int{},
+		key: t.signed.Key(chainID), auth: t.auth,
+		again: d.of("again").oneIn(4), events: d.of("events").below(10),
+	}
+	if t.signed.Permit != nil {
+		w.chain.permits[t.auth] = &t.signed.Permit.Permit
 	}
 	p.together = d.of("together").oneIn(2)
 	if d.of("copies").oneIn(3) || w.profile.instances > 1 && d.of("more copies").oneIn(2) {
@@ -219,7 +280,7 @@ func (w *world) draw(i int) (*purchase, error) {
 	if w.profile.mild {
 		return p, nil
 	}
-	switch d.of("kind").below(12) {
+	switch d.of("kind").below(14) {
 	case 0, 1:
 		p.split, p.copies = true, max(2, p.copies)
 	case 2, 3:
@@ -232,8 +293,22 @@ func (w *world) draw(i int) (*purchase, error) {
 	case 7:
 		p.vanish = true
 		p.theft = d.of("theft").oneIn(2)
+	case 8, 9, 10:
+		p.betrays = 1 + betrayal(d.of("betrays").below(int(betrayals)-1))
+		p.refills = d.of("refills").oneIn(3)
 	}
-	return p, nil
+	if k.instrument == byTransfer {
+		return p, nil
+	}
+	// The same nonce, for something else.
+	other, to, units := k, w.purse.seller, int64(1)
+	if d.of("other").oneIn(2) {
+		to, units = common.HexToAddress("0xbb"), price
+	}
+	other.instrument = byPermit
+	permit := t.signed.Permit
+	p.other, err = w.purse.permit(other, to, units, permit.Nonce, permit.Deadline)
+	return p, err
 }
 
 // run lives the world from its beginning to its end.
@@ -485,31 +560,120 @@ func (w *world) meddle(p *purchase) {
 			w.submit(name, p, do)
 		})
 	}
-	deed("cancel", p.cancels, func(s *state, b *block) outcome {
-		out := w.chain.cancel(s, p.auth, use{tx: w.deedHash("cancel", p), block: b.number})
+	deed("cancel", p.cancels, func(s *state, b *block) outcome { return w.cancel(p, s, b) })
+	deed("drain", p.drains, func(s *state, _ *block) outcome { return w.drain(p, s) })
+	if p.refills && p.drains > 0 {
+		deed("refill", p.drains+8*time.Second, func(s *state, _ *block) outcome { return w.refill(p, s) })
+	}
+}
+
+// cancel is what a payer does to a nonce that it wants to be good for nothing.
+func (w *world) cancel(p *purchase, s *state, b *block) outcome {
+	u := use{tx: w.deedHash("cancel", p), block: b.number}
+	if p.by == byTransfer {
+		out := w.chain.cancel(s, p.auth, u)
 		if !out.failed {
 			w.covered("payer cancels")
 		}
 		return out
-	})
-	deed("drain", p.drains, func(s *state, _ *block) outcome {
-		w.covered("payer drained")
-		s.balances[p.auth.from] = 0
-		return outcome{gas: gasTransfer}
-	})
-	if p.refills {
-		deed("refill", p.drains+8*time.Second, func(s *state, _ *block) outcome {
-			s.balances[p.auth.from] = funds
-			return outcome{gas: gasTransfer}
-		})
 	}
+	w.covered("payer invalidates a permit")
+	call := invalidation(&p.ticket.signed.Permit.Permit)
+	return w.chain.call(s, frame{from: p.auth.from, at: b.time, block: b.number, tx: u.tx}, call.To, call.Data)
+}
+
+func (w *world) drain(p *purchase, s *state) outcome {
+	w.covered("payer drained")
+	s.balances[p.auth.from] = 0
+	return outcome{gas: gasTransfer}
+}
+
+// refill gives a payer back what it had, money and allowance.
+func (w *world) refill(p *purchase, s *state) outcome {
+	s.balances[p.auth.from], s.allowances[p.auth.from] = w.funds[p.auth.from], unlimited
+	return outcome{gas: gasTransfer}
+}
+
+// A betrayal is what a payer does once its payment is claimed.
+type betrayal int
+
+const (
+	nothing     betrayal = iota
+	invalidates          // gives the nonce up
+	empties              // moves its money away
+	revokes              // takes the allowance back
+	respends             // uses the nonce for something else
+	betrayals
+)
+
+// betray has a payer do it, some time after its payment was claimed. The caller
+// holds the lock.
+func (w *world) betray(p *purchase) {
+	d := w.dice.of("betray" + p.name)
+	at := d.between(time.Millisecond, 4*time.Second)
+	w.spawn(func() {
+		if !w.rest(at) {
+			return
+		}
+		w.mu.Lock()
+		switch {
+		case p.betrays == invalidates || p.by == byTransfer && p.betrays == respends:
+			w.submit("cancel", p, func(s *state, b *block) outcome { return w.cancel(p, s, b) })
+		case p.betrays == empties:
+			w.submit("drain", p, func(s *state, _ *block) outcome { return w.drain(p, s) })
+		case p.betrays == revokes:
+			w.submit("revoke", p, func(s *state, _ *block) outcome {
+				w.covered("payer revokes the allowance")
+				s.allowances[p.auth.from] = 0
+				return outcome{gas: gasTransfer}
+			})
+		case p.betrays == respends:
+			w.submitCall("respend", p, p.auth.from, w.settling(p.other, d), "payer uses the nonce for something else")
+		}
+		w.mu.Unlock()
+		if p.refills && w.rest(8*time.Second) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.submit("refill", p, func(s *state, _ *block) outcome { return w.refill(p, s) })
+		}
+	})
+}
+
+// settling is a call that settles a permit, or one around it.
+func (w *world) settling(s *evm.SignedPermit, d dice) evm.Call {
+	call := evm.OfPermit(s, nil).Spend(s.Amount)
+	if d.of("inside").oneIn(2) {
+		return call
+	}
+	data, err := w.purse.aggregate.arguments.Pack([]call3{{call.To, true, call.Data}})
+	if err != nil {
+		panic("sim: encoding a batch: " + err.Error())
+	}
+	return evm.Call{To: multicall, Data: append(selAggregate3[:], data...)}
 }
 
 // submit gives the pool somebody else's transaction, ahead of the lane's or
 // behind them. The caller holds the lock.
 func (w *world) submit(name string, p *purchase, do func(s *state, b *block) outcome) {
+	w.enter(name, p, &transaction{hash: w.deedHash(name, p), deed: do})
+}
+
+// submitCall is submit for a call whose data others can see. what is covered
+// where it does something.
+func (w *world) submitCall(name string, p *purchase, from common.Address, call evm.Call, what string) {
+	t := &transaction{hash: w.deedHash(name, p), does: &call}
+	t.deed = func(s *state, b *block) outcome {
+		out := w.chain.call(s, frame{from: from, at: b.time, block: b.number, tx: t.hash}, call.To, call.Data)
+		if len(out.logs) > 0 {
+			w.covered(what)
+		}
+		return out
+	}
+	w.enter(name, p, t)
+}
+
+func (w *world) enter(name string, p *purchase, t *transaction) {
 	w.note("deed", name, p.name, "")
-	t := &transaction{hash: w.deedHash(name, p), deed: do}
 	if w.dice.of(name + p.name).oneIn(2) {
 		w.chain.pool = append([]*transaction{t}, w.chain.pool...)
 	} else {
@@ -532,13 +696,18 @@ func (w *world) steal(p *purchase) {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.submit("stranger", p, func(s *state, b *block) outcome {
-			out := w.chain.transfer(s, p.ticket.transfer, b.time, use{paid: true, tx: w.deedHash("stranger", p), block: b.number})
-			if !out.failed {
-				w.covered("included by a stranger")
-			}
-			return out
-		})
+		switch p.by {
+		case byTransfer:
+			w.submit("stranger", p, func(s *state, b *block) outcome {
+				out := w.chain.transfer(s, frame{at: b.time, block: b.number, tx: w.deedHash("stranger", p)}, p.ticket.signed.Transfer)
+				if !out.failed {
+					w.covered("included by a stranger")
+				}
+				return out
+			})
+		case byPermit, byUpto: // the proxy of upto refuses strangers; auditCharge would see it
+			w.submitCall("stranger", p, common.HexToAddress("0xcc"), w.settling(p.ticket.signed.Permit, w.dice.of("settling"+p.name)), "permit included by a stranger")
+		}
 	})
 }
 
@@ -563,6 +732,9 @@ func (w *world) hasCode(a common.Address) bool {
 
 // codeAt returns the code of an account. The caller holds the lock.
 func (w *world) codeAt(a common.Address) []byte {
+	if a == evm.Permit2 {
+		return []byte{0x60}
+	}
 	if w.hasCode(a) {
 		return append([]byte{0xef, 0x01, 0x00}, a[:]...)
 	}
