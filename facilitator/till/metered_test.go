@@ -817,6 +817,34 @@ func TestCancelledPermitsBuyNothing(t *testing.T) {
 	}
 }
 
+// A node that lags behind, or a reorg, can have a nonce look used that is not.
+// What was given back is not charged for that, and least of all its maximum:
+// nobody knows yet what the answer costs.
+func TestPermitsThatOnlySeemUsedAreNotChargedTheirMaximum(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []till.Mode{till.Held, till.Metered} {
+		t.Run(string(mode), func(t *testing.T) {
+			m := openMetered(t, mode, perByte())
+			m.sells(fails)
+			n := m.permit()
+			_ = m.ask("GET", "/", "", n.purse)
+			m.wantUncharged(n)
+			m.sells(func(w http.ResponseWriter, _ *http.Request, _ *till.Sale) error {
+				fmt.Fprint(w, "goods")
+				return nil
+			})
+			m.fake.Verifying = func(context.Context) error { return payment.Invalid(payment.Permit2InvalidNonce, "as it seems") }
+			if a := m.ask("GET", "/", "", n.purse); a.status != http.StatusPaymentRequired {
+				t.Errorf("%d %q", a.status, a.body)
+			}
+			m.want(0, 1)
+			m.fake.Verifying = nil
+			_ = m.ask("GET", "/", "", n.purse)
+			m.wantCharged(n, "5")
+		})
+	}
+}
+
 // The same where the answer that could not be settled had cost nothing.
 func TestCancelledPermitsOfFreeAnswersBuyNothing(t *testing.T) {
 	t.Parallel()

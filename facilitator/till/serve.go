@@ -239,7 +239,9 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 			}
 			return v.known(ctx, now)
 		}
-		if released != nil && v.same(released) && used(err) && released.Charge != nothing {
+		// Upto is settled by nobody but the facilitator, which has not, and
+		// what it is to be charged is not known yet.
+		if released != nil && v.same(released) && used(err) && v.offer.Scheme != payment.Upto {
 			return v.landed(ctx, released, err)
 		}
 		return v.settleProblem(err)
