@@ -177,9 +177,8 @@ func move(to common.Address, units *big.Int) []byte {
 // sees waits until the node client knows the chain's head.
 func (w *world) sees() {
 	w.t.Helper()
-	head := w.chain.Snapshot()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		if h, err := w.node.Head(); err == nil && h.Hash == head {
+		if h, err := w.node.Head(); err == nil && h.Hash == w.chain.Snapshot() { // which a transaction can move on
 			return
 		}
 		if time.Now().After(deadline) {

@@ -276,6 +276,11 @@ func (e *Engine) carry(ctx context.Context, l *lane, tickets []*ticket) {
 	e.store(ctx, l, tickets, gas, p)
 }
 
+// errTriedOnce says that a payment stays as it is until it can be told what
+// became of it. An account with code can look good whenever it is simulated and
+// burn the gas whenever it is not.
+var errTriedOnce = errors.New("the payer has code, and its payment has failed in a block: it is not sent again")
+
 // sort asks whether the payers have code, of those for which that is not
 // known after head, and returns the tickets that go on: accounts with code
 // queue for themselves. One that is alone is simulated with the same round
@@ -305,6 +310,8 @@ func (e *Engine) sort(ctx context.Context, l *lane, tickets []*ticket, head chai
 	var rest []*ticket
 	for i, t := range tickets {
 		switch code := codes[i]; {
+		case t.retry && code != nil && code.Err == nil && len(code.Code) > 0:
+			t.finish(doing, errTriedOnce)
 		case code == nil || t.alone():
 			rest = append(rest, t)
 		case code.Err != nil:

@@ -120,8 +120,8 @@ type Config struct {
 	RelayApprovals bool
 
 	// Failed, if not nil, is told of each payment for which gas was paid and
-	// that did not move: what its payer had signed failed in a block. It must
-	// not block.
+	// that did not move, once for each transaction: what its payer had signed
+	// failed in a block. It must not block.
 	Failed func(*evm.Instrument)
 
 	// MaxGas is the most gas one transfer may take, and the limit that one is

@@ -26,6 +26,7 @@ type item struct {
 	spent    bool          // guarded by mu: something else had used the authorization when the chain was last asked
 	retried  time.Time     // guarded by mu: when another transaction was last thought of
 	queued   bool          // guarded by mu: it waits for another transaction
+	failed   int           // guarded by mu: of how many transactions it is known that they did nothing
 	anchored string        // guarded by mu: hash of a block with the transfer that was seen on the way to the head
 	looks    int           // guarded by mu: how often the chain was asked
 	waiters  int           // guarded by mu: who look for themselves
@@ -130,6 +131,15 @@ func (it *item) retry(now time.Time) bool {
 	}
 	it.retried, it.queued = now, true
 	return true
+}
+
+// failedIn reports whether it is news that so many transactions did nothing.
+func (it *item) failedIn(slots int) bool {
+	it.mu.Lock()
+	defer it.mu.Unlock()
+	news := slots > it.failed
+	it.failed = slots
+	return news
 }
 
 func (it *item) unqueue() {

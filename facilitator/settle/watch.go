@@ -281,6 +281,9 @@ func (e *Engine) examine(ctx context.Context, it *item, d depth) error {
 			return err
 		}
 		it.saw(sight.Fate)
+		if sight.Fate == evm.Spent && sight.Mined {
+			e.fail(it, len(r.Slots))
+		}
 		step := Decide(&r, it.until, it.signed.Expiry, sight)
 		if step.To == r.State && same(step.Found, r.Included) {
 			if step.Retry {
@@ -325,7 +328,8 @@ const maxSlots = 3
 // in blocks and did not settle it, and the authorization is unused. The first
 // time its transaction carries at most half of what the last one did, then
 // nothing else. A transfer that fails when it is simulated stays as it is,
-// until there is a proof of what becomes of it. seen is the payment as it was
+// until there is a proof of what becomes of it, and so does one whose payer has
+// code. seen is the payment as it was
 // looked at: another transaction that it got meanwhile has not been seen.
 func (e *Engine) again(it *item, seen *ledger.Record) {
 	r := it.snapshot()
@@ -333,9 +337,7 @@ func (e *Engine) again(it *item, seen *ledger.Record) {
 	if err != nil || len(r.Slots) != len(seen.Slots) || len(r.Slots) == 0 || len(r.Slots) >= maxSlots || head.Time+evm.MinValidity > it.signed.Expiry || !it.retry(e.Now()) {
 		return
 	}
-	if e.Failed != nil {
-		e.Failed(it.signed)
-	}
+	e.fail(it, len(r.Slots))
 	t := &ticket{it: it, most: 1, retry: true, done: make(chan struct{})}
 	if last := r.Slots[len(r.Slots)-1]; len(r.Slots) == 1 {
 		if s, _, _ := e.laneOf(common.HexToAddress(last.Lane)).slot(last.Nonce, common.Hash{}); s != nil {
@@ -343,6 +345,14 @@ func (e *Engine) again(it *item, seen *ledger.Record) {
 		}
 	}
 	e.queueAgain(t)
+}
+
+// fail tells that so many transactions with a payment were in blocks and did
+// nothing, unless that has been told.
+func (e *Engine) fail(it *item, slots int) {
+	if e.Failed != nil && it.failedIn(slots) {
+		e.Failed(it.signed)
+	}
 }
 
 // take stores a step. Nobody waits for the disk where the step is Forgettable;
