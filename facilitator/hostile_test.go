@@ -298,7 +298,8 @@ func TestPayersWhoTurnCoatCostOneTransactionEach(t *testing.T) {
 				if err := s.chain.Mint(payer.Address, big.NewInt(had-s.chain.USDCBalance(payer.Address).Int64())); err != nil {
 					t.Fatal(err)
 				}
-				o, p := s.offer, (*payment.Payment)(nil)
+				o := s.offer
+				var p *payment.Payment
 				switch {
 				case !row.permit:
 					p = s.pay()
