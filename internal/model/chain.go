@@ -150,7 +150,9 @@ func sightOf(b uint8) settle.Sight {
 }
 
 // sights are what the engine can see of the chain now: all of it, or, on a
-// node whose logs lag behind its state, a used nonce without what used it.
+// node whose logs lag behind its state, a used nonce without what used it. By
+// Permit2 the latter is what a nonce that was given up looks like, so the engine
+// asks no such node.
 func (m *machine) sights(s *state, r *record) []uint8 {
 	b := uint8(sSeen)
 	if r.attempts > 0 && s.mined&(1<<(r.attempts-1)) != 0 {
@@ -173,6 +175,12 @@ func (m *machine) sights(s *state, r *record) []uint8 {
 		b |= sPaid
 	} else {
 		b |= sSpent
+	}
+	switch {
+	case m.c.Permit && !m.v.LagIsDeath:
+		return append(m.scratch[:0], b)
+	case m.c.Permit:
+		blind |= sSpent | b&sFinal
 	}
 	return append(m.scratch[:0], b, blind)
 }

@@ -24,6 +24,11 @@
 // the authorization, time passes it by, an answer is lost on its way, the
 // upstream fails, a process sleeps for longer than its lease.
 //
+// By Permit2 nothing is logged when a nonce is used up. A node's logs count
+// only where it has the block that the bit of the nonce was read at: then a
+// transaction that settles our permit is the payment, and a set bit without one
+// is its death, once both are final.
+//
 // # What it is bound to
 //
 // The money moves through ledger.Record.To and by no other way, a claim is
@@ -80,6 +85,7 @@ type Config struct {
 	Strangers bool // somebody else may submit the authorization
 	Cancels   bool // the payer may cancel the authorization
 	Drains    bool // the payer may empty its account, and fill it again
+	Permit    bool // by Permit2: a set bit without our transfer in a node's logs means that something else has set it
 	Bump      bool // a second transaction with a higher fee may follow the first
 	Large     bool // answers are too large to be stored
 	Unsafe    bool // the method is not safe, and the route does not allow repeating it
@@ -102,6 +108,7 @@ type Variant struct {
 	LateIntent    bool // the intent is not on disk when the transaction goes out
 	HeadIsFinal   bool // an authorization that expired in the latest block counts as dead
 	NoLogIsUnused bool // a node that shows no log counts as one that says that the nonce is unused
+	LagIsDeath    bool // permits: the logs of a node that has not got to the block count as all there are
 	Unbound       bool // what the payment was claimed for is not compared
 	NoAnswerIsNo  bool // a settle request without an answer counts as refused
 	LaterNoIsNo   bool // a refusal of a repeated settle request counts

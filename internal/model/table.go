@@ -46,6 +46,8 @@ func Product() []Case {
 		{Name: "first, until finalized", Config: with(chain, first, finalized)},
 		{Name: "held, payer empties its account, fee bumps", Config: with(payer, held)},
 		{Name: "first, payer empties its account, fee bumps", Config: with(payer, first)},
+		{Name: "held, by Permit2, until included", Config: with(chain, held, func(c *Config) { c.Crashes, c.Permit = 1, true })},
+		{Name: "first, by Permit2, until finalized", Config: with(chain, first, finalized, func(c *Config) { c.Crashes, c.Permit = 1, true })},
 		{Name: "held and first, answers too large to store", Config: with(chain, mixed, finalized, func(c *Config) { c.Crashes, c.Cancels, c.Large = 1, false, true })},
 		{Name: "held, unsafe method, nothing stored", Config: with(chain, held, func(c *Config) { c.Crashes, c.Large, c.Unsafe = 1, true, true })},
 		{Name: "held, two instances, until included", Config: with(leases, held)},
@@ -62,6 +64,8 @@ func Product() []Case {
 func Variants() []Case {
 	naive := Config{Requests: 2, Instances: 1, Crashes: 2, Reorgs: 1, Cancels: true, Modes: held, Until: payment.Finalized}
 	stored := Config{Requests: 2, Instances: 1, Crashes: 1, Reorgs: 1, Strangers: true, Cancels: true, Modes: held, Until: payment.Finalized}
+	permits := stored
+	permits.Permit = true
 	included := stored
 	included.Until = payment.Included
 	late := stored
@@ -87,6 +91,7 @@ func Variants() []Case {
 		{"the intent is not on disk before the broadcast", late, Variant{LateIntent: true}, []Violation{Lost, PayAgain}},
 		{"a stranger's transfer is not on disk before the goods", func() Config { c := included; c.Crashes = 2; c.Cancels = false; return c }(), Variant{Forgets: true}, []Violation{TwoGrants}},
 		{"expired in the latest block counts as dead", stored, Variant{HeadIsFinal: true}, []Violation{Lost, PayAgain}},
+		{"by Permit2, no log counts as death", permits, Variant{LagIsDeath: true}, []Violation{Lost, PayAgain}},
 		{"no log counts as an unused nonce", stored, Variant{NoLogIsUnused: true}, []Violation{Lost, PayAgain}},
 		{"the request is not compared with the claim", included, Variant{Unbound: true}, []Violation{TwoGrants}},
 		{"requests of one process do not wait, deliveries have no lease", func() Config { c := stored; c.Modes = first; c.Cancels = false; return c }(), Variant{Unlocked: true, Crowded: true}, []Violation{RunTwice}},
