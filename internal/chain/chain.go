@@ -75,6 +75,7 @@ type Client struct {
 	closed   bool
 	changed  chan struct{} // closed and replaced when the head or an endpoint's state changes
 	head     Head          // the best head known; zero while there is none
+	branch   uint64        // counts the changes of branch of head
 	freshAt  time.Time     // when an endpoint last reported a head
 	blockGap time.Duration // smoothed time between blocks; 0 until two were seen
 	tip      *big.Int      // suggested tip while tipFor is the head

@@ -205,7 +205,9 @@ func (c *Client) setState(e *endpoint, s state, fault error) {
 	news := e.state != s
 	e.state, e.fault = s, fault
 	if s == stateForeign {
+		c.branch++
 		c.head = c.highest() // it may have been this one's
+		c.head.Branch = c.branch
 	}
 	c.wake()
 	if !news {

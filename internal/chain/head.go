@@ -30,6 +30,10 @@ type Head struct {
 	BaseFee  *big.Int // wei per gas; nil before EIP-1559; shared, do not change it
 	GasLimit uint64
 	SeenAt   time.Time // when we first heard of it, by our own clock
+
+	// Branch counts how often the head had left its branch by then, where the client's own head is meant. A change of branch that
+	// happened between heads which were never heard of is not seen.
+	Branch uint64
 }
 
 // Head returns the best head known, without asking anyone: the highest that an endpoint on our chain reports as its latest. It is
@@ -226,6 +230,10 @@ func (c *Client) highest() Head {
 // follow makes next the head and learns the chain's pace from it. c.mu is held.
 func (c *Client) follow(next Head) {
 	last := c.head
+	if next.Number <= last.Number || (next.Number == last.Number+1 && next.Parent != last.Hash) {
+		c.branch++
+	}
+	next.Branch = c.branch
 	c.head = next
 	if last.Hash == (common.Hash{}) {
 		return

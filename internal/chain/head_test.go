@@ -107,13 +107,16 @@ func TestAReorganisationShowsInTheHash(t *testing.T) {
 	old := awaitHead(t, c, node.mine(3, 0))
 	node.drop(1)
 	replaced := awaitHead(t, c, node.mine(1, 1))
-	if replaced.Number != old.Number || replaced.Hash == old.Hash {
+	if replaced.Number != old.Number || replaced.Hash == old.Hash || replaced.Branch == old.Branch {
 		t.Errorf("head went from %d %s to %d %s", old.Number, old.Hash, replaced.Number, replaced.Hash)
 	}
 	node.drop(2)
 	longer := awaitHead(t, c, node.mine(3, 2))
-	if longer.Number != old.Number+1 || longer.Parent == replaced.Hash {
+	if longer.Number != old.Number+1 || longer.Parent == replaced.Hash || longer.Branch == replaced.Branch {
 		t.Errorf("head %d with parent %s does not show the fork", longer.Number, longer.Parent)
+	}
+	if next := awaitHead(t, c, node.mine(5, 2)); next.Branch != longer.Branch {
+		t.Errorf("the branch went from %d to %d with a child", longer.Branch, next.Branch)
 	}
 }
 
