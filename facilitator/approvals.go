@@ -101,8 +101,8 @@ func (q *quest) toSend(ctx context.Context, charge *big.Int, now time.Time) (*ev
 	if q.raw == nil || charge.Sign() == 0 {
 		return nil, nil
 	}
-	shown, known := q.rehearsals.recall(q.head, q.rehearsal())
-	if !known {
+	shown, known := q.rehearsals.recall(q.head.Hash, q.rehearsal(), now)
+	if !known || shown.presumed || shown.refusal != nil {
 		// By upto less can be charged than was signed, and less allowed.
 		allowance := q.ask(evm.Call{To: q.signed.Token, Data: evm.AllowanceCall(q.signed.Payer, evm.Permit2)})
 		if err := q.Chain.Ask(ctx, allowance); err != nil {

@@ -71,7 +71,11 @@ func (c *Client) Verify(ctx context.Context, p *payment.Payment, o *payment.Offe
 	if err != nil {
 		return nil, err
 	}
-	answer, status, _, err := c.do(ctx, http.MethodPost, "/verify", body)
+	var directive []string
+	if !p.SettledFirst {
+		directive = []string{"no-cache"} // what is known of the payer does not do
+	}
+	answer, status, _, err := c.do(ctx, http.MethodPost, "/verify", body, directive...)
 	if err != nil {
 		return nil, &payment.UnavailableError{Doing: doing, Err: err}
 	}
@@ -195,8 +199,9 @@ func (c *Client) Supported(ctx context.Context) (*payment.Supported, error) {
 // CloseIdleConnections closes the connections that no request uses.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 
-// do makes one request. left reports whether the facilitator may have got it.
-func (c *Client) do(ctx context.Context, method, path string, body []byte) (answer []byte, status int, left bool, err error) {
+// do makes one request, with directives for caches. left reports whether the
+// facilitator may have got it.
+func (c *Client) do(ctx context.Context, method, path string, body []byte, directives ...string) (answer []byte, status int, left bool, err error) {
 	var connected atomic.Bool // before that nothing can have been sent
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
@@ -209,6 +214,9 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (answ
 	req.Header.Set("Accept", "application/json")
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	for _, d := range directives {
+		req.Header.Add("Cache-Control", d)
 	}
 	if c.bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+c.bearer)

@@ -65,6 +65,7 @@ type market struct {
 	Market
 	tokens     map[string]*token // by canonical address
 	rehearsals rehearsals
+	payers     payers
 	signatures signatures
 	plain      plainAccounts
 	strikes    *Strikes
@@ -130,7 +131,7 @@ type quest struct {
 	signed *evm.Instrument
 	key    payment.Key
 	proof  payment.Fingerprint
-	head   common.Hash // the chain's latest block when it was checked
+	head   chain.Head // the chain's latest block when it was checked
 
 	// wallet reports that the signature is none by the payer's key. It is good
 	// only if the payer is a contract that accepts it.
@@ -142,7 +143,8 @@ type quest struct {
 
 // Verify implements payment.Facilitator. A payment that no chain can make
 // good costs no call to a node; any other costs one round trip for each block
-// in which it is asked about.
+// in which it is asked about. A new payment of a payer that was seen a moment
+// ago costs none if it has SettledFirst.
 func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer) (*payment.Verification, error) {
 	q, err := f.check(p, o)
 	if err != nil {
@@ -151,16 +153,9 @@ func (f *Embedded) Verify(ctx context.Context, p *payment.Payment, o *payment.Of
 	if err := q.confirm(ctx, f.now()); err != nil {
 		return nil, err
 	}
-	this := q.rehearsal()
-	shown, known := q.rehearsals.recall(q.head, this)
-	if !known {
-		if err := q.strikes.Check(f.now(), q.suspect(nil)); err != nil {
-			return nil, err
-		}
-		if shown, err = q.simulate(ctx, f.now()); err != nil {
-			return nil, err
-		}
-		q.rehearsals.note(q.head, this, shown)
+	shown, err := f.judge(ctx, q, p)
+	if err != nil {
+		return nil, err
 	}
 	return &payment.Verification{Payer: q.signed.Payer.Hex(), Key: q.key, Contract: shown.contract, Funds: shown.funds}, nil
 }
@@ -200,7 +195,7 @@ func (f *Embedded) check(p *payment.Payment, o *payment.Offer) (*quest, error) {
 	}
 	id, _ := q.Network.ChainID()
 	q.key = q.signed.Key(id)
-	q.head = head.Hash
+	q.head = head
 	return q, nil
 }
 
@@ -374,7 +369,7 @@ func (q *quest) simulate(ctx context.Context, at time.Time) (shown performed, er
 	case errors.As(err, &revert) && q.needsRaw(revert, allowance):
 		return q.foresee(ctx, shown, at)
 	case errors.As(err, &revert):
-		return shown, q.diagnose(ctx, revert)
+		return shown, q.diagnose(ctx, at, revert)
 	case err != nil:
 		return shown, q.unavailable("simulating the payment", err)
 	}
@@ -402,7 +397,7 @@ func number(c *chain.Call) *big.Int {
 }
 
 // diagnose finds out why the payment reverts.
-func (q *quest) diagnose(ctx context.Context, revert *chain.RevertError) error {
+func (q *quest) diagnose(ctx context.Context, at time.Time, revert *chain.RevertError) error {
 	permit := q.signed.Permit != nil
 	if reason, ok := evm.PermitRevert(revert.Data); ok && permit {
 		return q.refuse(reason, revert.Reason)
@@ -429,14 +424,24 @@ func (q *quest) diagnose(ctx context.Context, revert *chain.RevertError) error {
 	}
 	switch {
 	case less(balance):
-		return q.refuse(reasons.Balance, "the payer holds less than "+q.offer.Amount.String())
+		q.payers.lacks(q, at, number(balance), reasons.Balance)
+		return q.lacking(reasons.Balance)
 	case permit && less(allowance):
-		return q.refuse(payment.Permit2AllowanceRequired, "Permit2 may not move "+q.offer.Amount.String()+" of the payer's: approve "+evm.Permit2.Hex()+" at the token")
+		q.payers.lacks(q, at, number(allowance), payment.Permit2AllowanceRequired)
+		return q.lacking(payment.Permit2AllowanceRequired)
 	}
 	return q.refuse(reasons.Simulation, revert.Reason)
 }
 
-func (q *quest) refuse(reason payment.Reason, message string) error {
+// lacking refuses a payment for want of money, or of an allowance.
+func (q *quest) lacking(reason payment.Reason) *payment.InvalidError {
+	if reason == payment.Permit2AllowanceRequired {
+		return q.refuse(reason, "Permit2 may not move "+q.offer.Amount.String()+" of the payer's: approve "+evm.Permit2.Hex()+" at the token")
+	}
+	return q.refuse(reason, "the payer holds less than "+q.offer.Amount.String())
+}
+
+func (q *quest) refuse(reason payment.Reason, message string) *payment.InvalidError {
 	return &payment.InvalidError{Reason: reason, Message: message, Payer: q.signed.Payer.Hex()}
 }
 
@@ -518,11 +523,14 @@ func (f *Embedded) Settle(ctx context.Context, p *payment.Payment, o *payment.Of
 		return f.settleNothing(ctx, &r, charge)
 	}
 	job := settle.Job{Record: r, Signed: q.signed, Charge: charge, Until: o.Until, Approve: approve}
-	shown, known := q.rehearsals.recall(q.head, q.rehearsal())
+	shown, known := q.rehearsals.recall(q.head.Hash, q.rehearsal(), f.now())
+	known = known && !shown.presumed && shown.refusal == nil
 	if job.Contract = known && shown.contract; known && !shown.contract && !shown.unapproved && q.signed.Most.Cmp(charge.Big()) == 0 {
-		job.Rehearsed = q.head
+		job.Rehearsed = q.head.Hash
 	}
+	q.payers.settling(q, f.now())
 	s, err := q.Engine.Settle(ctx, job)
+	q.learn(f.now(), o.Until, err)
 	var invalid *payment.InvalidError
 	if (job.Contract || approve != nil) && errors.As(err, &invalid) && !invalid.NonceUsed() && invalid.Reason != payment.ERC20ApprovalBroadcast {
 		q.strikes.Strike(f.now(), q.suspect(nil)) // it had been found good a moment ago

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -301,4 +302,52 @@ func FuzzHandlerAnswersEveryBody(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A noter is a facilitator that notes whether what it verifies is settled first.
+type noter struct {
+	facilitatortest.Fake
+	settledFirst []bool
+}
+
+func (n *noter) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer) (*payment.Verification, error) {
+	n.settledFirst = append(n.settledFirst, p.SettledFirst)
+	return n.Fake.Verify(ctx, p, o)
+}
+
+// What a payer is known for does for exact payments, unless the caller says
+// that it does not, as our own client does of what goes out on credit.
+func TestCallersCanHaveTheChainAsked(t *testing.T) {
+	t.Parallel()
+	n := &noter{}
+	server := httptest.NewServer(&facilitator.Handler{Facilitator: n})
+	t.Cleanup(server.Close)
+	client, err := facilitator.NewClient(facilitator.ClientConfig{URL: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, p, body := paying(t, payment.V2)
+	for _, settledFirst := range []bool{true, false} {
+		p.SettledFirst = settledFirst
+		if _, err := client.Verify(soon(t), p, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body))
+	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body), "Cache-Control", "max-age=0, No-Cache")
+	upto := facilitatortest.UptoOffer(t, 1000, common.HexToAddress(o.PayTo))
+	permit := facilitatortest.Permit(t, testKey(t), &upto, now, 60)
+	_, value := facilitatortest.PermitHeader(t, &upto, permit)
+	q, err := payment.FromHeader([]string{value}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err = payment.EncodeRequest(q, &upto, upto.Amount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body))
+	if want := []bool{true, false, true, false, false}; !slices.Equal(n.settledFirst, want) {
+		t.Errorf("got %v, want %v", n.settledFirst, want)
+	}
 }

@@ -3,6 +3,7 @@ package facilitator
 import (
 	"math/big"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -12,10 +13,11 @@ import (
 // maxRehearsals bounds how many simulations are remembered for one head.
 const maxRehearsals = 1 << 16
 
-// Rehearsals remember which transfers went well when they were simulated
-// after the chain's latest block, so that the same question costs no second
-// call until there is another block. A plain account's transfer is not
-// simulated again for settling it, either; one that fails on the chain all
+// Rehearsals remember how transfers went when they were simulated after the
+// chain's latest block, so that the same question costs no second call until
+// there is another block; of those that failed not for long, since the node
+// that was asked may have been behind. A plain account's transfer that went well
+// is not simulated again for settling it, either; one that fails on the chain all
 // the same is not paid for with anything but gas.
 type rehearsals struct {
 	mu   sync.Mutex
@@ -23,11 +25,15 @@ type rehearsals struct {
 	done map[rehearsal]performed // guarded by mu
 }
 
-// performed is what a simulation that went well has shown.
+// performed is what a simulation has shown.
 type performed struct {
 	contract   bool     // the payer's account has code
 	unapproved bool     // it goes well once the payer's own approval is in a block
+	presumed   bool     // it was not simulated: the payer is known
 	funds      *big.Int // see payment.Verification
+
+	refusal *payment.InvalidError // nil if it went well
+	at      time.Time             // when it was refused
 }
 
 // A rehearsal is what was signed, with its signature and the approval that came
@@ -39,17 +45,19 @@ type rehearsal struct {
 }
 
 // recall returns what note was told after the same head.
-func (r *rehearsals) recall(head common.Hash, of rehearsal) (shown performed, ok bool) {
+func (r *rehearsals) recall(head common.Hash, of rehearsal, now time.Time) (shown performed, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.head != head {
 		return performed{}, false
 	}
-	shown, ok = r.done[of]
+	if shown, ok = r.done[of]; shown.refusal != nil && now.Sub(shown.at) >= brokeFor {
+		return performed{}, false
+	}
 	return shown, ok
 }
 
-// note remembers a transfer that went well after head.
+// note remembers how a transfer went after head.
 func (r *rehearsals) note(head common.Hash, of rehearsal, shown performed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

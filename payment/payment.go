@@ -70,6 +70,12 @@ type Payment struct {
 	// payment to the offer.
 	Binding Fingerprint
 
+	// SettledFirst says that nothing is handed over for the payment before its
+	// money has moved. It is not on the wire: the till and the facilitator API
+	// set it for payments that are new to them. What Verify knows of the payer
+	// then does, although the chain was not asked about this very payment.
+	SettledFirst bool
+
 	// Tenant is who has a facilitator settle the payment over HTTP, or "". It
 	// is not on the wire either: the facilitator API sets it, and a facilitator
 	// gives the settlement to nobody else.

@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,5 +66,54 @@ func TestV1FacilitatorsAreToldTheResource(t *testing.T) {
 		if o.Resource != "https://api.example.com/maps?zoom=3" {
 			t.Errorf("asked about %q", o.Resource)
 		}
+	}
+}
+
+// A noter notes of each payment whether it was said to be settled before
+// anything is handed over.
+type noter struct {
+	payment.Facilitator
+	mu           sync.Mutex
+	settledFirst []bool // guarded by mu
+}
+
+func (n *noter) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer) (*payment.Verification, error) {
+	n.mu.Lock()
+	n.settledFirst = append(n.settledFirst, p.SettledFirst)
+	n.mu.Unlock()
+	return n.Facilitator.Verify(ctx, p, o)
+}
+
+// What is known of a payer must not do for what goes out on credit, nor for a
+// payment that was given back and may have been used since.
+func TestFacilitatorsAreToldWhatIsSettledFirst(t *testing.T) {
+	t.Parallel()
+	listen := func(s *shop) *noter {
+		n := &noter{Facilitator: s.till.Facilitator}
+		s.till.Facilitator = n
+		return n
+	}
+	for mode, want := range map[till.Mode][]bool{till.Held: {true, false}, till.First: {true, false}} {
+		s := open(t, fakeBank(t), mode)
+		n := listen(s)
+		p := s.authorize(payment.V2)
+		s.bank.poor()
+		s.ask("GET", "/", "", p)
+		s.bank.rich()
+		s.wantPaid(s.ask("GET", "/", "", p), p, 200, "hello GET /")
+		if !slices.Equal(n.settledFirst, want) {
+			t.Errorf("%s: %v, want %v", mode, n.settledFirst, want)
+		}
+	}
+	s := trust(t, fakeBank(t), 10_000, 10_000)
+	n := listen(s)
+	s.wantOnCredit(s.ask("GET", "/", "", s.authorize(payment.V2)), "hello GET /")
+	m := openMetered(t, till.Metered, perByte())
+	metered := listen(m.shop)
+	if a := m.ask("GET", "/", "", m.permit().purse); a.status != 200 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if !slices.Equal(n.settledFirst, []bool{false}) || !slices.Equal(metered.settledFirst, []bool{false}) {
+		t.Errorf("on credit %v, by the meter %v", n.settledFirst, metered.settledFirst)
 	}
 }

@@ -229,6 +229,9 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 			return v.settleProblem(&payment.UnavailableError{Doing: "reading the ledger", Err: err})
 		}
 	}
+	// Of one that was given back, the nonce may have been used since.
+	planned := v.mode(false)
+	v.payment.SettledFirst = released == nil && (planned == Held || planned == First)
 	verified, err := v.Facilitator.Verify(ctx, v.payment, v.offer)
 	if err != nil {
 		// Another process, or the configuration before a reload, can have
