@@ -85,7 +85,7 @@ func (s *scanner) object(depth int) error {
 			return err
 		}
 		for _, other := range names {
-			if len(name) < 3*len(other)+1 && bytes.EqualFold(name, other) {
+			if alike(name, other) {
 				return &Error{join(s.where(), string(name)), "is given twice"}
 			}
 		}
@@ -186,14 +186,7 @@ func (s *scanner) skip() {
 	for s.at < len(s.doc) {
 		switch s.doc[s.at] {
 		case '"':
-			s.at++
-			for s.doc[s.at] != '"' {
-				if s.doc[s.at] == '\\' {
-					s.at++
-				}
-				s.at++
-			}
-			s.at++
+			s.skipText()
 		case '{', '[':
 			depth++
 			s.at++
@@ -221,27 +214,45 @@ func (s *scanner) skip() {
 	}
 }
 
+// skipText moves past a string that value has already checked.
+func (s *scanner) skipText() {
+	s.at++
+	for {
+		end := s.at + bytes.IndexByte(s.doc[s.at:], '"')
+		escape := bytes.IndexByte(s.doc[s.at:end], '\\')
+		if escape < 0 {
+			s.at = end + 1
+			return
+		}
+		s.at += escape + 2
+	}
+}
+
 // text decodes the string at s.at and moves past it. The result may alias the
 // document.
 func (s *scanner) text() ([]byte, error) {
 	s.at++
-	start := s.at
-	for s.at < len(s.doc) {
-		switch c := s.doc[s.at]; {
-		case c == '"':
-			raw := s.doc[start:s.at]
-			if !utf8.Valid(raw) {
-				return nil, s.fail("a string is not valid UTF-8")
-			}
-			s.at++
-			return raw, nil
+	start, ascii := s.at, true
+	for i, c := range s.doc[start:] {
+		if c >= 0x20 && c != '"' && c != '\\' {
+			ascii = ascii && c < utf8.RuneSelf
+			continue
+		}
+		s.at = start + i
+		switch {
 		case c == '\\':
 			return s.escaped(start)
-		case c < 0x20:
+		case c != '"':
 			return nil, s.fail("a string holds a control character")
 		}
+		raw := s.doc[start:s.at]
+		if !ascii && !utf8.Valid(raw) {
+			return nil, s.fail("a string is not valid UTF-8")
+		}
 		s.at++
+		return raw, nil
 	}
+	s.at = len(s.doc)
 	return nil, s.fail("a string has no end")
 }
 

@@ -11,6 +11,7 @@ package strictjson
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // MaxDepth is how many objects and arrays may stand inside each other.
@@ -33,15 +34,13 @@ func (e *Error) Error() string {
 // The zero Object has no members. An Object aliases the document that it was
 // parsed from and must not outlive changes to it.
 type Object struct {
-	path    string
+	within  string // path of what the object is in
+	name    string // in there; empty for the document itself
 	raw     []byte
 	members []member
 }
 
-type member struct {
-	name  string
-	value []byte
-}
+type member struct{ name, value []byte }
 
 // Parse reads doc, which must be exactly one JSON object of at most limit
 // bytes. path is put in front of the names in errors.
@@ -60,16 +59,17 @@ func Parse(doc []byte, path string, limit int) (Object, error) {
 	if s.at != len(doc) {
 		return Object{}, &Error{path, "has data after the JSON value"}
 	}
-	return open(doc[start:end], path)
+	return open(doc[start:end], path, "")
 }
 
 // open splits an object that a scanner has found valid into its members.
-func open(raw []byte, path string) (Object, error) {
+func open(raw []byte, within, name string) (Object, error) {
+	o := Object{within: within, name: name, raw: raw}
 	if len(raw) == 0 || raw[0] != '{' {
-		return Object{}, &Error{path, "must be a JSON object"}
+		return Object{}, &Error{o.Path(), "must be a JSON object"}
 	}
-	o := Object{path: path, raw: raw, members: make([]member, 0, 8)}
-	s := scanner{doc: raw, at: 1, path: path}
+	o.members = make([]member, 0, 8)
+	s := scanner{doc: raw, at: 1}
 	for {
 		s.space()
 		if raw[s.at] == '}' {
@@ -88,7 +88,7 @@ func open(raw []byte, path string) (Object, error) {
 		s.space()
 		start := s.at
 		s.skip()
-		o.members = append(o.members, member{string(name), raw[start:s.at]})
+		o.members = append(o.members, member{name, raw[start:s.at]})
 	}
 }
 
@@ -96,13 +96,18 @@ func open(raw []byte, path string) (Object, error) {
 func (o Object) Raw() []byte { return o.raw }
 
 // Path returns the object's place in the document, as errors name it.
-func (o Object) Path() string { return o.path }
+func (o Object) Path() string {
+	if o.name == "" {
+		return o.within
+	}
+	return join(o.within, o.name)
+}
 
 // Names returns the names of all members, in order.
 func (o Object) Names() []string {
 	names := make([]string, len(o.members))
 	for i, m := range o.members {
-		names[i] = m.name
+		names[i] = string(m.name)
 	}
 	return names
 }
@@ -112,18 +117,30 @@ func (o Object) Names() []string {
 func (o Object) Known(names ...string) error {
 	for _, m := range o.members {
 		for _, n := range names {
-			if m.name != n && len(m.name) < 3*len(n)+1 && strings.EqualFold(m.name, n) {
-				return &Error{o.at(m.name), fmt.Sprintf("must be spelled %q", n)}
+			if string(m.name) != n && alike(m.name, n) {
+				return &Error{o.at(string(m.name)), fmt.Sprintf("must be spelled %q", n)}
 			}
 		}
 	}
 	return nil
 }
 
+// alike reports whether two names are equal but for case. A character of one
+// may take three bytes where it takes one in the other.
+func alike[T string | []byte](a []byte, b T) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	if a[0]|b[0] < utf8.RuneSelf && a[0]|0x20 != b[0]|0x20 {
+		return false // most are told apart by their first letters
+	}
+	return len(a) < 3*len(b)+1 && strings.EqualFold(string(a), string(b))
+}
+
 // Value returns the member called name as raw JSON; a null counts as absent.
 func (o Object) Value(name string) ([]byte, bool) {
 	for _, m := range o.members {
-		if m.name == name {
+		if string(m.name) == name {
 			return m.value, string(m.value) != "null"
 		}
 	}
@@ -154,8 +171,8 @@ func (o Object) OptionalText(name string) (string, bool, error) {
 	if raw[0] != '"' {
 		return "", false, o.Wrong(name, "must be a JSON string")
 	}
-	s := scanner{doc: raw, path: o.at(name)}
-	text, err := s.text()
+	s := scanner{doc: raw}
+	text, err := s.text() // which has been valid before
 	return string(text), true, err
 }
 
@@ -191,7 +208,7 @@ func (o Object) OptionalObject(name string) (Object, bool, error) {
 	if !ok {
 		return Object{}, false, nil
 	}
-	sub, err := open(raw, o.at(name))
+	sub, err := open(raw, o.Path(), name)
 	return sub, err == nil, err
 }
 
@@ -220,7 +237,7 @@ func (o Object) Objects(name string, max int) ([]Object, error) {
 		}
 		start := s.at
 		s.skip()
-		sub, err := open(raw[start:s.at], fmt.Sprintf("%s[%d]", o.at(name), len(list)))
+		sub, err := open(raw[start:s.at], fmt.Sprintf("%s[%d]", o.at(name), len(list)), "")
 		if err != nil {
 			return nil, err
 		}
@@ -234,7 +251,7 @@ func (o Object) Missing(name string) error { return &Error{o.at(name), "is missi
 // Wrong is the error for a member whose value cannot be used.
 func (o Object) Wrong(name, problem string) error { return &Error{o.at(name), problem} }
 
-func (o Object) at(name string) string { return join(o.path, name) }
+func (o Object) at(name string) string { return join(o.Path(), name) }
 
 // join appends a name that a stranger chose. Errors end up before people and in
 // logs, so names that no protocol uses are not repeated there.

@@ -85,6 +85,58 @@ func TestMembersKeepTheirPlaceAndType(t *testing.T) {
 	}
 }
 
+func TestNamesThatDifferInCaseOnlyAreNotKnown(t *testing.T) {
+	for doc, alike := range map[string]bool{
+		`{"Scheme":1}`:                true,
+		`{"schemE":1}`:                true,
+		"{\"\u017fcheme\":1}":         true, // a long s
+		"{\"networ\u212a\":1}":        true, // a Kelvin sign
+		`{"scheme":1,"network":2}`:    false,
+		`{"schema":1,"":2,"theme":3}`: false,
+		`{"[etwork":1,"{etwork":2}`:   false,
+	} {
+		o, err := Parse([]byte(doc), "", 1<<10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Known("scheme", "network", "[etwork"); (err != nil) != alike {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+}
+
+// BenchmarkParse reads a document like a payment and its parts.
+func BenchmarkParse(b *testing.B) {
+	doc := []byte(`{"x402Version":2,"resource":{"url":"https://api.example.com/maps","description":"a map"},"accepted":{"scheme":"exact",` +
+		`"network":"eip155:84532","amount":"1000","asset":"0x036CbD53842c5426634e7929541eC2318f3dCF7e",` +
+		`"payTo":"0x9ABD6cF932170C471d01d746fe796703eDa24890","maxTimeoutSeconds":60,"extra":{"name":"USDC","version":"2"}},` +
+		`"payload":{"signature":"0x` + strings.Repeat("1f", 65) + `","authorization":{"from":"0xCC9315E4C2EC6d354d42adC84f599f83Ad715631",` +
+		`"to":"0x9ABD6cF932170C471d01d746fe796703eDa24890","value":"1000","validAfter":"0","validBefore":"4102444800","nonce":"0x` + strings.Repeat("22", 32) + `"}}}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		o, err := Parse(doc, "", 1<<14)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := o.Known("x402Version", "scheme", "network", "payload", "accepted", "resource", "extensions"); err != nil {
+			b.Fatal(err)
+		}
+		payload, err := o.Object("payload")
+		if err != nil {
+			b.Fatal(err)
+		}
+		authorization, err := payload.Object("authorization")
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, name := range []string{"from", "to", "value", "validAfter", "validBefore", "nonce"} {
+			if _, err := authorization.Text(name); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
 // FuzzParse holds this reader against encoding/json: whatever it accepts,
 // encoding/json accepts too, with the same members and the same strings.
 func FuzzParse(f *testing.F) {
