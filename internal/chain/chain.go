@@ -19,15 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/ethereum/go-ethereum/common"
 )
 
 const (
@@ -78,8 +75,7 @@ type Client struct {
 	branch   uint64        // counts the changes of branch of head
 	freshAt  time.Time     // when an endpoint last reported a head
 	blockGap time.Duration // smoothed time between blocks; 0 until two were seen
-	tip      *big.Int      // suggested tip while tipFor is the head
-	tipFor   common.Hash
+	tip      *suggestedTip // the last that was asked for; nil before
 }
 
 // New checks cfg and returns a client that has asked nothing yet.

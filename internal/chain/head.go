@@ -235,6 +235,9 @@ func (c *Client) follow(next Head) {
 	}
 	next.Branch = c.branch
 	c.head = next
+	if c.tip != nil && c.tip.used {
+		c.askTip(next.Hash) // whoever settles at one head is likely to at the next
+	}
 	if last.Hash == (common.Hash{}) {
 		return
 	}

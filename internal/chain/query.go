@@ -101,33 +101,75 @@ func (c *Client) EstimateGas(ctx context.Context, msg ethereum.CallMsg) (uint64,
 	return uint64(gas), nil
 }
 
-// TipCap returns the tip per gas, in wei, that the node suggests at the current head; a node is asked once per head. A node whose
-// suggestion follows what others pay, ourselves included, may raise it without end: the caller sets the ceiling.
+// TipCap returns the tip per gas, in wei, that the node suggests at the current head; a node is asked once per head. Where one was
+// asked for at the head before, it is there already, or under way. A node whose suggestion follows what others pay, ourselves
+// included, may raise it without end: the caller sets the ceiling.
 func (c *Client) TipCap(ctx context.Context) (*big.Int, error) {
 	head, err := c.Head()
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	tip, current := c.tip, c.tipFor == head.Hash
-	c.mu.Unlock()
-	if current {
-		return new(big.Int).Set(tip), nil
-	}
-	queries := []query{{method: "eth_maxPriorityFeePerGas"}}
-	err = c.read(ctx, "eth_maxPriorityFeePerGas", queries, func(answers []answer) error {
-		if answers[0].err != nil {
-			return answers[0].err
+	for {
+		c.mu.Lock()
+		t := c.tip
+		late := t == nil || t.head != head.Hash
+		if late {
+			t = c.askTip(head.Hash)
 		}
-		suggested, err := decode[hexutil.Big](answers[0].result)
-		tip = suggested.ToInt()
-		return err
-	})
-	if err != nil {
-		return nil, err
+		ahead := !late && !t.used
+		t.used = true
+		c.mu.Unlock()
+		select {
+		case <-t.known:
+		case <-ctx.Done():
+			return nil, &UnavailableError{tipMethod, ctx.Err()}
+		}
+		if t.err == nil {
+			return new(big.Int).Set(t.wei), nil
+		}
+		c.mu.Lock()
+		if c.tip == t {
+			c.tip = nil
+		}
+		c.mu.Unlock()
+		if !ahead { // otherwise it was not for this caller that it failed
+			return nil, t.err
+		}
 	}
-	c.mu.Lock()
-	c.tip, c.tipFor = tip, head.Hash
-	c.mu.Unlock()
-	return new(big.Int).Set(tip), nil
+}
+
+const tipMethod = "eth_maxPriorityFeePerGas"
+
+// A suggestedTip is what a node was asked to suggest at one head.
+type suggestedTip struct {
+	head  common.Hash
+	used  bool          // guarded by the client's mu: somebody has asked for it
+	known chan struct{} // closed once there is an answer
+	wei   *big.Int      // written before known is closed, as is err
+	err   error
+}
+
+// askTip asks for the tip at a head. c.mu is held.
+func (c *Client) askTip(head common.Hash) *suggestedTip {
+	t := &suggestedTip{head: head, known: make(chan struct{})}
+	c.tip = t
+	ask := func() {
+		defer close(t.known)
+		queries := []query{{method: tipMethod}}
+		t.err = c.read(c.life, tipMethod, queries, func(answers []answer) error {
+			if answers[0].err != nil {
+				return answers[0].err
+			}
+			suggested, err := decode[hexutil.Big](answers[0].result)
+			t.wei = suggested.ToInt()
+			return err
+		})
+	}
+	if c.closed {
+		t.err = &UnavailableError{tipMethod, errClosed}
+		close(t.known)
+	} else {
+		c.jobs.Go(ask) // ends with the call timeout
+	}
+	return t
 }

@@ -291,6 +291,46 @@ func TestEstimatesAndTips(t *testing.T) {
 	}
 }
 
+// Where the tip was asked for at one head it is asked for at the next, but no
+// further until somebody uses it, and a failure of that is nobody's.
+func TestTheNextTipIsAskedForAhead(t *testing.T) {
+	node := newFakeNode(t)
+	node.result("eth_maxPriorityFeePerGas", "0x64")
+	c := startClient(t, nil, node.http())
+	ctx := testContext(t)
+	awaitHead(t, c, node.mine(1, 0))
+	if _, err := c.TipCap(ctx); err != nil {
+		t.Fatal(err)
+	}
+	awaitCalls := func(want uint64) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); c.Calls() != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d calls, want %d", c.Calls(), want)
+			}
+		}
+	}
+	before := c.Calls()
+	awaitHead(t, c, node.mine(1, 0))
+	awaitCalls(before + 1)
+	for range 3 {
+		awaitHead(t, c, node.mine(1, 0))
+	}
+	if got := c.Calls() - before; got != 1 {
+		t.Errorf("%d calls for tips that nobody uses", got)
+	}
+	if _, err := c.TipCap(ctx); err != nil || c.Calls() != before+2 {
+		t.Errorf("after %d calls: %v", c.Calls()-before, err)
+	}
+	node.failing("eth_maxPriorityFeePerGas", fakeError{Code: -32000, Message: "busy"})
+	awaitHead(t, c, node.mine(1, 0))
+	awaitCalls(before + 3)
+	node.result("eth_maxPriorityFeePerGas", "0x65")
+	if tip, err := c.TipCap(ctx); err != nil || tip.Int64() != 101 {
+		t.Errorf("after a failure nobody has asked for: %v, %v", tip, err)
+	}
+}
+
 func receiptJSON(hash common.Hash) map[string]any {
 	return map[string]any{
 		"transactionHash": hash, "blockHash": blockHash(5, 0), "blockNumber": "0x5", "transactionIndex": "0x0",
