@@ -307,6 +307,9 @@ func (e *Engine) examine(ctx context.Context, it *item, d depth) error {
 		if step.Resend {
 			e.urge(&next)
 		}
+		if d == eager && next.State.Paid() {
+			return nil // somebody waits for no more; the watcher does the rest
+		}
 	}
 	return ctx.Err()
 }
