@@ -1,6 +1,7 @@
 package payment
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -74,16 +75,17 @@ func CanonicalAddress(n Network, s string) (string, error) {
 		}
 		return s, nil
 	}
-	if len(s) != 42 || s[0] != '0' || s[1] != 'x' {
-		return "", errors.New("must be an address: 0x and 40 hexadecimal digits")
+	var a common.Address
+	if len(s) != 2+2*len(a) || s[:2] != "0x" {
+		return "", errNotAddress
 	}
-	for _, c := range []byte(s[2:]) {
-		if !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F') {
-			return "", errors.New("must be an address: 0x and 40 hexadecimal digits")
-		}
+	if _, err := hex.Decode(a[:], []byte(s[2:])); err != nil {
+		return "", errNotAddress
 	}
-	return common.HexToAddress(s).Hex(), nil
+	return a.Hex(), nil
 }
+
+var errNotAddress = errors.New("must be an address: 0x and 40 hexadecimal digits")
 
 // ParseAddress is CanonicalAddress for what a person wrote down: where the
 // letters are in mixed case their EIP-55 checksum must be right, and the zero

@@ -135,12 +135,18 @@ func address(o strictjson.Object, name string) (common.Address, error) {
 	if err != nil {
 		return common.Address{}, err
 	}
-	canonical, err := payment.CanonicalAddress(payment.EVM(1), s)
-	if err != nil {
-		return common.Address{}, o.Wrong(name, err.Error())
+	// As payment.CanonicalAddress reads it, without making up its checksum.
+	var a common.Address
+	if len(s) != 2+2*len(a) || s[:2] != "0x" {
+		return common.Address{}, o.Wrong(name, notAddress)
 	}
-	return common.HexToAddress(canonical), nil
+	if _, err := hex.Decode(a[:], []byte(s[2:])); err != nil {
+		return common.Address{}, o.Wrong(name, notAddress)
+	}
+	return a, nil
 }
+
+const notAddress = "must be an address: 0x and 40 hexadecimal digits"
 
 func number(o strictjson.Object, name string) (*big.Int, error) {
 	s, err := o.Text(name)
