@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum"
@@ -76,7 +77,7 @@ type market struct {
 // A proxy is a contract that settles permits.
 type proxy struct {
 	turn    chan struct{} // as a token's
-	checked bool          // guarded by turn: it is there, and so is Permit2
+	checked atomic.Bool   // it is there, and so is Permit2; set by who has turn
 }
 
 // A token is one that is taken, with its domain separator.
@@ -86,7 +87,7 @@ type token struct {
 
 	// turn holds one token. Whoever has it may ask the contract.
 	turn    chan struct{}
-	checked bool // guarded by turn: the contract has confirmed the separator
+	checked atomic.Bool // the contract has confirmed the separator; set by who has turn
 }
 
 // NewEmbedded returns a facilitator for the given markets.
@@ -313,13 +314,16 @@ func (q *quest) confirm(ctx context.Context, now time.Time) error {
 // fail only on the chain.
 func (q *quest) confirmDomain(ctx context.Context) error {
 	t := q.token
+	if t.checked.Load() {
+		return nil
+	}
 	select {
 	case <-t.turn:
 		defer func() { t.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return &payment.UnavailableError{Doing: "reading the EIP-712 domain of " + t.Address, Err: ctx.Err()}
 	}
-	if t.checked {
+	if t.checked.Load() {
 		return nil
 	}
 	contract := common.HexToAddress(t.Address)
@@ -331,7 +335,7 @@ func (q *quest) confirmDomain(ctx context.Context) error {
 		return &payment.UnavailableError{Doing: fmt.Sprintf("checking token %s on %s: its EIP-712 domain is not name %q, version %q, chain %s: correct the token's configuration",
 			t.Address, q.Network, t.Name, t.Version, strings.TrimPrefix(string(q.Network), "eip155:")), Err: ask.Err}
 	}
-	t.checked = true
+	t.checked.Store(true)
 	return nil
 }
 
@@ -653,16 +657,19 @@ func uptoExtra(e *settle.Engine) json.RawMessage {
 // once it has answered never again. A call to a contract that is not there goes
 // well and moves nothing.
 func (m *market) confirmProxy(ctx context.Context, scheme payment.Scheme) error {
+	p := m.proxies[scheme]
+	if p.checked.Load() {
+		return nil
+	}
 	address := (&evm.Permit{Scheme: scheme}).Proxy()
 	doing := "looking for the contract " + address.Hex() + " on " + string(m.Network)
-	p := m.proxies[scheme]
 	select {
 	case <-p.turn:
 		defer func() { p.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return &payment.UnavailableError{Doing: doing, Err: ctx.Err()}
 	}
-	if p.checked {
+	if p.checked.Load() {
 		return nil
 	}
 	ask := &chain.Call{Msg: ethereum.CallMsg{To: &address, Data: evm.Permit2Call()}}
@@ -680,6 +687,6 @@ func (m *market) confirmProxy(ctx context.Context, scheme payment.Scheme) error 
 	case len(code.Code) == 0 || ask.Err != nil || common.BytesToHash(ask.Output) != common.BytesToHash(evm.Permit2[:]):
 		return payment.Invalid(payment.Permit2ProxyNotDeployed, "Permit2 cannot be used on "+string(m.Network)+": "+address.Hex()+" or "+evm.Permit2.Hex()+" is not there")
 	}
-	p.checked = true
+	p.checked.Store(true)
 	return nil
 }

@@ -101,6 +101,7 @@ type payer struct {
 	promised map[payment.Key]promise
 	total    *big.Int      // of what is promised
 	order    []payment.Key // of what is promised, the oldest first; may name some that are not any more
+	settled  []settled     // those of which that was heard, the oldest first; the same holds
 	doubted  time.Time     // until when nothing that was seen counts
 }
 
@@ -122,9 +123,14 @@ type shortage struct {
 
 // A promise is a payment that was found good.
 type promise struct {
-	units   *big.Int
-	at      time.Time
-	settled time.Time // zero as long as nothing was heard of it
+	units *big.Int
+	at    time.Time
+}
+
+// Settled is a payment that has been settled, and when.
+type settled struct {
+	key payment.Key
+	at  time.Time
 }
 
 // passage returns the way that a payment's money goes.
@@ -198,10 +204,9 @@ func (p *payers) note(q *quest, asked time.Time, shown performed) {
 	}
 	// What was settled some time before the question is in its answer, even if
 	// it came from a node that is a little behind.
-	for k, made := range who.promised {
-		if !made.settled.IsZero() && asked.Sub(made.settled) >= seenFor {
-			p.drop(who, k)
-		}
+	for len(who.settled) > 0 && asked.Sub(who.settled[0].at) >= seenFor {
+		p.drop(who, who.settled[0].key)
+		who.settled = who.settled[1:]
 	}
 	p.forget(who, asked)
 	if p.promise(who, q, asked) {
@@ -238,9 +243,8 @@ func (p *payers) settled(q *quest, now time.Time) {
 	if who == nil {
 		return
 	}
-	if made, ok := who.promised[q.key]; ok {
-		made.settled = now
-		who.promised[q.key] = made
+	if _, ok := who.promised[q.key]; ok {
+		who.settled = append(who.settled, settled{q.key, now})
 	}
 }
 
@@ -294,9 +298,11 @@ func (p *payers) promise(who *payer, q *quest, now time.Time) bool {
 }
 
 func (p *payers) drop(who *payer, k payment.Key) {
-	who.total.Sub(who.total, who.promised[k].units)
-	delete(who.promised, k)
-	p.promises--
+	if made, ok := who.promised[k]; ok {
+		who.total.Sub(who.total, made.units)
+		delete(who.promised, k)
+		p.promises--
+	}
 }
 
 // forget drops promises of which nothing was heard for too long.
@@ -306,9 +312,7 @@ func (p *payers) forget(who *payer, now time.Time) {
 		if ok && now.Sub(made.at) < promisedFor {
 			return
 		}
-		if ok {
-			p.drop(who, who.order[0])
-		}
+		p.drop(who, who.order[0])
 		who.order = who.order[1:]
 	}
 }

@@ -31,8 +31,8 @@ type Strikes struct {
 	Most int
 
 	mu     sync.Mutex
-	payers map[common.Hash]*past // guarded by mu
-	codes  map[common.Hash]*past // guarded by mu
+	payers map[Suspect]*past // guarded by mu: by network and payer
+	codes  map[Suspect]*past // guarded by mu: by network and code
 }
 
 // A Suspect is who is behind a payment.
@@ -113,13 +113,8 @@ func (s *Strikes) Paid(who Suspect) {
 }
 
 // payer and code are what a suspect is remembered by.
-func (w Suspect) payer() common.Hash {
-	return crypto.Keccak256Hash([]byte(w.Network), []byte{0}, w.Payer[:])
-}
-
-func (w Suspect) code() common.Hash {
-	return crypto.Keccak256Hash([]byte(w.Network), []byte{1}, w.Code[:])
-}
+func (w Suspect) payer() Suspect { return Suspect{Network: w.Network, Payer: w.Payer} }
+func (w Suspect) code() Suspect  { return Suspect{Network: w.Network, Code: w.Code} }
 
 // refused reports whether one that is refused after a number of strikes is so
 // at a time, and until when. The caller holds mu.
@@ -135,9 +130,9 @@ func (s *Strikes) refused(r *past, after int, at time.Time) (until time.Time, re
 
 // strike adds a strike to one of the two lists, which it returns. The caller
 // holds mu.
-func (s *Strikes) strike(list map[common.Hash]*past, of common.Hash, keep int, at time.Time) map[common.Hash]*past {
+func (s *Strikes) strike(list map[Suspect]*past, of Suspect, keep int, at time.Time) map[Suspect]*past {
 	if list == nil {
-		list = map[common.Hash]*past{}
+		list = map[Suspect]*past{}
 	}
 	r := list[of]
 	if r != nil && s.stale(r, at) {
@@ -166,8 +161,8 @@ func (s *Strikes) stale(r *past, at time.Time) bool {
 
 // forget makes room: it drops what is stale, and of the rest an eighth, that
 // struck longest ago. The caller holds mu.
-func (s *Strikes) forget(list map[common.Hash]*past, at time.Time) {
-	var left []common.Hash
+func (s *Strikes) forget(list map[Suspect]*past, at time.Time) {
+	var left []Suspect
 	for key, r := range list {
 		if s.stale(r, at) {
 			delete(list, key)
@@ -178,8 +173,8 @@ func (s *Strikes) forget(list map[common.Hash]*past, at time.Time) {
 	if len(left) < cmp.Or(s.Most, 1<<14) {
 		return
 	}
-	last := func(key common.Hash) time.Time { return list[key].strikes[len(list[key].strikes)-1] }
-	slices.SortFunc(left, func(a, b common.Hash) int { return last(a).Compare(last(b)) })
+	last := func(key Suspect) time.Time { return list[key].strikes[len(list[key].strikes)-1] }
+	slices.SortFunc(left, func(a, b Suspect) int { return last(a).Compare(last(b)) })
 	for _, key := range left[:len(left)/8+1] {
 		delete(list, key)
 	}
