@@ -297,6 +297,7 @@ func (p *counterpart) verifyAndClaim(ctx context.Context) (all, recovering time.
 		if offer == nil {
 			return 0, 0, errors.New("the payment fits no offer")
 		}
+		received.Binding, received.SettledFirst = payment.Fingerprint{1}, true // as the till says of what it holds back
 		v, err := p.embedded.Verify(ctx, received, offer)
 		if err != nil {
 			return 0, 0, err
