@@ -246,9 +246,11 @@ func TestNodeThatStopsToAnswerKeepsNobodyWaiting(t *testing.T) {
 
 			// It hangs while the upstream works. What was simulated after the
 			// latest block is broadcast without asking again, and whether
-			// the node has it nobody knows.
+			// the node has it nobody knows. The payer is one that is seen for
+			// the first time: of others the payment is simulated once more.
 			if mode == "held" {
-				name, value = s.pay("/")
+				stranger := &market{s.site, c, key(t, c.Account("payer2"))}
+				name, value = stranger.pay("/")
 				stop.Store(true)
 				wantPending(t, "settling", prompt(t, "settling", func() answer { return s.get("/", name, value) }))
 				stop.Store(false)
