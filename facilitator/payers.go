@@ -48,8 +48,9 @@ const (
 // nothing that fails. Where nothing is handed over before that
 // (payment.Payment.SettledFirst), an opinion from what was seen of the payer a
 // moment ago does: if it is wrong, then the seller's upstream has worked for
-// nothing, no gas is spent, no answer is released, and the payer is not believed
-// again for doubtedFor. Where goods go out first, which is on credit and by the
+// nothing, which the till risks only of requests that may run twice; no gas is
+// spent, no answer is released, and the payer is not believed again for
+// doubtedFor. Where goods go out first, which is on credit and by the
 // meter, each payment is simulated by itself, and what the payer has is what
 // that very question has shown.
 //

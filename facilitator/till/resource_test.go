@@ -105,8 +105,16 @@ func TestFacilitatorsAreToldWhatIsSettledFirst(t *testing.T) {
 			t.Errorf("%s: %v, want %v", mode, n.settledFirst, want)
 		}
 	}
-	s := trust(t, fakeBank(t), 10_000, 10_000)
+	// What must not run twice must not run for nothing.
+	s := open(t, fakeBank(t), till.Held)
 	n := listen(s)
+	p := s.authorize(payment.V2)
+	s.wantPaid(s.ask("POST", "/", "an order", p), p, 200, "hello POST /")
+	if !slices.Equal(n.settledFirst, []bool{false}) {
+		t.Errorf("an order: %v", n.settledFirst)
+	}
+	s = trust(t, fakeBank(t), 10_000, 10_000)
+	n = listen(s)
 	s.wantOnCredit(s.ask("GET", "/", "", s.authorize(payment.V2)), "hello GET /")
 	m := openMetered(t, till.Metered, perByte())
 	metered := listen(m.shop)

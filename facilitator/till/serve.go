@@ -229,9 +229,11 @@ func (v *visit) fresh(ctx context.Context, released *ledger.Record) error {
 			return v.settleProblem(&payment.UnavailableError{Doing: "reading the ledger", Err: err})
 		}
 	}
-	// Of one that was given back, the nonce may have been used since.
+	// Of one that was given back, the nonce may have been used since. And what
+	// the upstream must not do twice it had better not do for nothing either,
+	// nor wait with its answer, if the process dies, for another simulation.
 	planned := v.mode(false)
-	v.payment.SettledFirst = released == nil && (planned == Held || planned == First)
+	v.payment.SettledFirst = released == nil && (planned == First || planned == Held && v.repeatable())
 	verified, err := v.Facilitator.Verify(ctx, v.payment, v.offer)
 	if err != nil {
 		// Another process, or the configuration before a reload, can have
