@@ -21,8 +21,8 @@ import (
 // wherever it is mounted, in both protocol versions. A decided payment, good or
 // bad, is answered with 200; a request that cannot be read with 400; and what
 // cannot be found out now with 503. What /verify says of a new exact payment may
-// follow from what was seen of its payer a few seconds ago: with Cache-Control:
-// no-cache the chain is asked.
+// follow from what was seen of its payer after the same block: with
+// Cache-Control: no-cache the chain is asked.
 // Who has no key gets 401, and who has asked too often 429. GET
 // /settlements/<payment> tells whoever has settled a payment with a key what
 // became of it.

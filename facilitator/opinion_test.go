@@ -152,9 +152,9 @@ func TestReorgAndOldHeadsMakeAPayerAStranger(t *testing.T) {
 	}
 }
 
-// Whatever a payer does after it was seen, its payment is judged again before
-// anything is sent: nothing reaches the chain, nothing is released, and the
-// payer is asked about from then on.
+// Whatever a payer does in a block after it was seen, its next payment is asked
+// about, and the one that was found good is judged again before anything is
+// sent: nothing reaches the chain, and nothing is released.
 func TestSettlementJudgesAgain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -197,12 +197,16 @@ func TestSettlementJudgesAgain(t *testing.T) {
 				pay = func() *payment.Payment { return w.permitted(&o) }
 			}
 			w.meet(&o, pay)
-			c.change(w)
 			p := early(pay())
 			_, calls, err := w.verdict(p, &o)
 			if err != nil || calls != 0 {
 				t.Fatalf("%d calls, %v", calls, err)
 			}
+			c.change(w)
+			if _, calls, err = w.verdict(early(pay()), &o); calls == 0 {
+				t.Error("what was seen before the last block counts")
+			}
+			wantInvalid(t, err, c.verify)
 			lane := w.chain.Account("facilitator").Address
 			sent, err := w.chain.Client().NonceAt(t.Context(), lane, nil)
 			if err != nil {
@@ -228,10 +232,6 @@ func TestSettlementJudgesAgain(t *testing.T) {
 				t.Errorf("the lane has sent %d transactions, %v", now-sent, err)
 			}
 			w.wantEarned(0)
-			if _, calls, err = w.verdict(early(pay()), &o); calls == 0 {
-				t.Error("it is not asked about")
-			}
-			wantInvalid(t, err, c.verify)
 		})
 	}
 }

@@ -12,10 +12,8 @@ import (
 )
 
 const (
-	// seenFor and seenBlocks are how long, and for how many blocks, what was
-	// seen of a payer counts.
-	seenFor    = 5 * time.Second
-	seenBlocks = 8
+	// seenFor is how long, until the next block, what was seen of a payer counts.
+	seenFor = 5 * time.Second
 
 	// brokeFor is how long a payer, at most, is taken to have no more than was
 	// seen, and a refusal to stand, both only until the next block. It is short
@@ -59,8 +57,9 @@ const (
 //   - A payment with the same token, recipient, scheme and contract went well
 //     when it was simulated, and with the same round trip the payer's account
 //     had no code. What contracts sign for can change with anything.
-//   - That was no longer ago than seenFor, no more than seenBlocks blocks ago,
-//     and on the branch that the chain is on now, as far as we follow it.
+//   - That was no longer ago than seenFor, and after the chain's latest block, as
+//     far as we follow it: any other may have used a nonce, moved the money or
+//     taken back an allowance.
 //   - What the payer had then, its balance and by Permit2 no more than the
 //     allowance, covers the payment together with all others of the same token
 //     that were found good since, and with those before whose settlement may
@@ -162,7 +161,7 @@ func (p *payers) presume(q *quest, now time.Time) (left *big.Int, short payment.
 		return nil, ""
 	}
 	s, ok := who.seen[way]
-	if !ok || now.Sub(s.at) >= seenFor || s.branch != q.head.Branch || q.head.Number < s.number || q.head.Number-s.number > seenBlocks {
+	if !ok || now.Sub(s.at) >= seenFor || s.branch != q.head.Branch || s.number != q.head.Number {
 		return nil, ""
 	}
 	p.forget(who, now)

@@ -134,6 +134,8 @@ func (c *collection) known(ctx context.Context, r *ledger.Record) (ledger.Record
 // settled by anybody: it is claimed once more, and the chain asked.
 func (c *collection) fresh(ctx context.Context, released *ledger.Record) (ledger.Record, error) {
 	b := c.bill
+	// Of one that was given back, the nonce may have been used since.
+	b.Payment.SettledFirst = released == nil
 	if _, err := c.Facilitator.Verify(ctx, b.Payment, b.Offer); err != nil {
 		now, failed := c.Ledger.Get(ctx, c.identity.Key)
 		if failed == nil && !c.Ledger.Free(&now) {
