@@ -240,10 +240,10 @@ func TestInvalidatedPermitIsDeadOnlyWhenThatIsFinal(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.node.simulated = once(func() {
-		w.sendMinedTo(w.payer, evm.Permit2, invalidating(t, s))
 		w.sendMined(w.payer, plain)
 		w.sendMinedTo(w.chain.Account("facilitator2"), other.Proxy(), settling(other))
 		w.sendMined(w.payer, w.authorizedElsewhere())
+		w.sendMinedTo(w.payer, evm.Permit2, invalidating(t, s)) // last, or the block below would make it final
 		w.chain.Pause()
 	})
 	j := w.claimPermit(s, 1000, payment.Included)
