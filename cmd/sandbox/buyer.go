@@ -37,8 +37,7 @@ type paidCall struct {
 	SellerAfter  string `json:"seller_after"`
 }
 
-// pay buys the priced resource as any client would: it asks, reads the
-// challenge, signs, and asks again.
+// pay buys the priced resource, and notes what it did to the balances.
 func (s *sandbox) pay(ctx context.Context) (*paidCall, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -48,7 +47,34 @@ func (s *sandbox) pay(ctx context.Context) (*paidCall, error) {
 	if call.PayerBefore, call.SellerBefore, err = s.balances(token); err != nil {
 		return nil, err
 	}
-	unpaid, err := get(ctx, call.URL, nil)
+	got, err := s.buy(ctx, call.URL)
+	if err != nil {
+		return nil, err
+	}
+	call.Price, call.Status, call.Pending, call.Body, call.Transaction = got.price, got.status, got.pending, got.body, got.transaction
+	if s.hostile {
+		if err := bury(ctx, s.chain, call.Transaction); err != nil {
+			return nil, err
+		}
+	}
+	call.PayerAfter, call.SellerAfter, err = s.balances(token)
+	return call, err
+}
+
+// A purchase is what was paid for one URL, and what came back.
+type purchase struct {
+	price       string
+	status      string
+	pending     int // answers that asked for the same payment again
+	body        string
+	transaction string
+}
+
+// buy pays for a URL as any client would: it asks, reads the challenge, signs,
+// and asks again.
+func (s *sandbox) buy(ctx context.Context, url string) (*purchase, error) {
+	token, _ := payment.USDC(payment.EVM(s.chain.ChainID()))
+	unpaid, err := get(ctx, url, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -67,33 +93,25 @@ func (s *sandbox) pay(ctx context.Context) (*paidCall, error) {
 	if err != nil {
 		return nil, err
 	}
-	call.Price = price.String()
 	transfer, err := sign(ctx, s.payer(), &offer.Offer)
 	if err != nil {
 		return nil, err
 	}
 	name, value := challenge.Pay(offer, transfer.Encode()).Header()
-	paid, again, err := persist(ctx, call.URL, http.Header{name: {value}})
+	paid, again, err := persist(ctx, url, http.Header{name: {value}})
 	if err != nil {
 		return nil, err
 	}
-	call.Pending = again
-	call.Status, call.Body = paid.status, strings.TrimSpace(paid.body)
+	got := &purchase{price: price.String(), status: paid.status, pending: again, body: strings.TrimSpace(paid.body)}
 	if paid.code != http.StatusOK {
-		return nil, fmt.Errorf("the paid request was answered with %s: %s", paid.status, call.Body)
+		return nil, fmt.Errorf("the paid request was answered with %s: %s", paid.status, got.body)
 	}
 	settled, err := settlementOf(paid.header.Get(payment.HeaderResponse), &offer.Offer)
 	if err != nil {
 		return nil, err
 	}
-	call.Transaction = settled.Transaction
-	if s.hostile {
-		if err := bury(ctx, s.chain, call.Transaction); err != nil {
-			return nil, err
-		}
-	}
-	call.PayerAfter, call.SellerAfter, err = s.balances(token)
-	return call, err
+	got.transaction = settled.Transaction
+	return got, nil
 }
 
 // sign authorizes the transfer that an offer asks for.

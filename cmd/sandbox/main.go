@@ -19,8 +19,9 @@ import (
 const usage = `usage: go run ./cmd/sandbox [flags]
 
 Starts a chain with play money, an API with a price and the facilitator that
-settles its payments; makes one paid call; says what happened; and stays up
-until Ctrl-C, so that you can pay the API with any x402 client.
+settles its payments; makes one paid call and a payment link; says what
+happened; and stays up until Ctrl-C, so that you can pay the API with any x402
+client, and the link in a browser.
 
 `
 
@@ -37,7 +38,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.BoolVar(&o.once, "once", false, "make the paid call, print it, and exit: 0 if it was paid and served, 1 otherwise")
+	flag.BoolVar(&o.once, "once", false, "make the paid call, print it, pay the payment link, too, and exit: 0 if both were paid and served, 1 otherwise")
 	flag.BoolVar(&o.json, "json", false, "print one line of JSON with every URL and test key when ready, and nothing else on stdout")
 	flag.BoolVar(&o.ephemeral, "ephemeral-ports", false, "let the kernel choose the ports instead of the fixed ones")
 	flag.BoolVar(&o.verbose, "v", false, "write Caddy's log to stderr instead of a file in the data folder")
@@ -88,7 +89,11 @@ func run(ctx context.Context, o options) (err error) {
 	say("")
 
 	if o.json && !o.once {
-		if err := s.print(); err != nil {
+		link, err := s.bill(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.print(link); err != nil {
 			return err
 		}
 		<-ctx.Done()
@@ -98,8 +103,20 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return fmt.Errorf("the paid call failed: %w", err)
 	}
+	link, err := s.bill(ctx)
+	if err != nil {
+		return err
+	}
 	if o.json {
-		return json.NewEncoder(os.Stdout).Encode(call)
+		paid, err := s.payBill(ctx, link)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(struct {
+			*paidCall
+			LinkURL         string `json:"link_url"`
+			LinkTransaction string `json:"link_transaction"`
+		}{call, link, paid.transaction})
 	}
 	say("1. GET %s without a payment: %s, price %s.", s.paidURL(), "402 Payment Required", call.Price)
 	say("2. The payer signed an authorization for %s (EIP-3009). It costs no gas and moves nothing yet.", call.Price)
@@ -110,12 +127,25 @@ func run(ctx context.Context, o options) (err error) {
 	say("   The API answered: %s", call.Body)
 	say("4. The facilitator settled it in transaction %s.", call.Transaction)
 	say("")
+	step := 5
 	if !s.hostile { // by which a settlement can take longer than anybody wants to watch
 		if err := s.tellChat(ctx, say); err != nil {
 			return fmt.Errorf("the paid stream failed: %w", err)
 		}
+		step++
 	}
-	if !o.once {
+	if o.once {
+		paid, err := s.payBill(ctx, link)
+		if err != nil {
+			return err
+		}
+		say("%s. A payment link is one URL for people and programs. This one is a bill over %s: %s", strconv.Itoa(step), paid.price, link)
+		say("   The payer paid it as an agent does, by PAYMENT-SIGNATURE on that URL: %s, in transaction %s.", paid.status, paid.transaction)
+		say("")
+	} else {
+		say("Pay this bill in a browser, or by its URL with any x402 client:")
+		say("  %s", link)
+		say("")
 		say("Try it yourself, with play money that anybody may spend:")
 		say("  curl -i %s", s.paidURL())
 		say("  RPC        %s", s.chain.URL())
@@ -123,6 +153,7 @@ func run(ctx context.Context, o options) (err error) {
 		say("  payer      %s", s.payer().Address.Hex())
 		say("  its key    %s", keyHex(s.payer()))
 		say("  facilitator for other sellers: %s", s.facilitatorURL())
+		say("  payment links for merchants: %s/v1/payment-links, key %s", s.apiURL(), merchantKey)
 		say("  ledger and logs: %s", s.dir)
 		say("")
 	}

@@ -189,12 +189,14 @@ func (s *sandbox) runCaddy(o options, upstream string) error {
 		"TOLLGATE_LANE_KEY": keyHex(s.chain.Account("facilitator")),
 		"TOLLGATE_DATA":     s.dir,
 		"TOLLGATE_LOG":      log,
+
+		"TOLLGATE_MERCHANT_KEY": merchantKey,
 	} {
 		if err := os.Setenv(name, value); err != nil {
 			return err
 		}
 	}
-	source, err := withPlainToken(tollgate.Caddyfile)
+	source, err := withPlayThings(tollgate.Caddyfile)
 	if err != nil {
 		return err
 	}
@@ -214,16 +216,17 @@ func (s *sandbox) runCaddy(o options, upstream string) error {
 	return nil
 }
 
-// withPlainToken adds to Caddyfile.example what no other chain has: a token that
+// withPlayThings adds to Caddyfile.example what nobody else has: a token that
 // can be paid with by Permit2 only, which payers have to approve by a transaction
-// of their own, and a route that wants it.
-func withPlainToken(source []byte) ([]byte, error) {
+// of their own, a route that wants it, and a merchant whose key is public.
+func withPlayThings(source []byte) ([]byte, error) {
 	for _, part := range []struct{ before, after string }{
 		{"# sponsoring erc20_approval\n", "sponsoring erc20_approval\n\n\t\t\ttoken " + devchain.Plain.Hex() + " {\n\t\t\t\tsymbol PLAIN\n\t\t\t\tdecimals 6\n\t\t\t}\n"},
 		{"\tx402_receipts ", "\tx402 /ferry \"0.001 PLAIN\" \"The next ferry\" {\n\t\ttoken PLAIN\n\t\tmethod permit2\n\t}\n\n\tx402_receipts "},
+		{"# merchant shop {\n\t\t#\tkey {env.TOLLGATE_MERCHANT_KEY}\n\t\t# }\n", "merchant shop {\n\t\t\tkey {env.TOLLGATE_MERCHANT_KEY}\n\t\t}\n"},
 	} {
 		if bytes.Count(source, []byte(part.before)) != 1 {
-			return nil, fmt.Errorf("there is not one %q in Caddyfile.example, where the sandbox puts its own token", part.before)
+			return nil, fmt.Errorf("there is not one %q in Caddyfile.example, where the sandbox puts something of its own", part.before)
 		}
 		source = bytes.Replace(source, []byte(part.before), []byte(part.after), 1)
 	}
@@ -260,8 +263,9 @@ func (s *sandbox) facilitatorURL() string   { return s.apiURL() + "/facilitator"
 // are derived from their labels.
 func keyHex(a devchain.Account) string { return "0x" + hex.EncodeToString(crypto.FromECDSA(a.Key)) }
 
-// print writes everything that a program needs to use the sandbox.
-func (s *sandbox) print() error {
+// print writes everything that a program needs to use the sandbox. link is the
+// URL of a payment link.
+func (s *sandbox) print(link string) error {
 	type account struct {
 		Label      string `json:"label"`
 		Address    string `json:"address"`
@@ -279,6 +283,8 @@ func (s *sandbox) print() error {
 		PaidURL        string    `json:"paid_url"`
 		FacilitatorURL string    `json:"facilitator_url"`
 		AdminURL       string    `json:"admin_url"`
+		LinkURL        string    `json:"link_url"`     // a payment link that is unpaid
+		MerchantKey    string    `json:"merchant_key"` // for /v1/payment-links, as the merchant "shop"
 		Token          string    `json:"token"`
 		PlainToken     string    `json:"plain_token"` // without EIP-2612 and EIP-3009
 		Network        string    `json:"network"`
@@ -290,7 +296,7 @@ func (s *sandbox) print() error {
 		Seed           uint64    `json:"seed,omitempty"` // of the hostility
 		Accounts       []account `json:"accounts"`
 	}{
-		s.chain.ChainID(), s.chain.URL(), s.apiURL(), s.paidURL(), s.facilitatorURL(), "http://" + s.admin,
+		s.chain.ChainID(), s.chain.URL(), s.apiURL(), s.paidURL(), s.facilitatorURL(), "http://" + s.admin, link, merchantKey,
 		devchain.USDC.Hex(), devchain.Plain.Hex(), string(network), network.In(payment.V1), "1000", s.seller().Address.Hex(), s.dir, s.hostile, s.seed, accounts,
 	})
 }
