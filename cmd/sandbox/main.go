@@ -143,7 +143,7 @@ func run(ctx context.Context, o options) (err error) {
 		say("   The payer paid it as an agent does, by PAYMENT-SIGNATURE on that URL: %s, in transaction %s.", paid.status, paid.transaction)
 		say("")
 	} else {
-		say("Pay this bill in a browser, or by its URL with any x402 client:")
+		say("Pay this bill in a browser; the page offers a wallet with play money:")
 		say("  %s", link)
 		say("")
 		say("Try it yourself, with play money that anybody may spend:")

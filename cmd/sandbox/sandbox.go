@@ -218,11 +218,13 @@ func (s *sandbox) runCaddy(o options, upstream string) error {
 
 // withPlayThings adds to Caddyfile.example what nobody else has: a token that
 // can be paid with by Permit2 only, which payers have to approve by a transaction
-// of their own, a route that wants it, and a merchant whose key is public.
+// of their own, a route that wants it, a wallet with play money for the pages of
+// payment links, and a merchant whose key is public.
 func withPlayThings(source []byte) ([]byte, error) {
 	for _, part := range []struct{ before, after string }{
 		{"# sponsoring erc20_approval\n", "sponsoring erc20_approval\n\n\t\t\ttoken " + devchain.Plain.Hex() + " {\n\t\t\t\tsymbol PLAIN\n\t\t\t\tdecimals 6\n\t\t\t}\n"},
 		{"\tx402_receipts ", "\tx402 /ferry \"0.001 PLAIN\" \"The next ferry\" {\n\t\ttoken PLAIN\n\t\tmethod permit2\n\t}\n\n\tx402_receipts "},
+		{"\tx402_links {\n", "\tsandbox_wallet\n\n\tx402_links {\n"},
 		{"# merchant shop {\n\t\t#\tkey {env.TOLLGATE_MERCHANT_KEY}\n\t\t# }\n", "merchant shop {\n\t\t\tkey {env.TOLLGATE_MERCHANT_KEY}\n\t\t}\n"},
 	} {
 		if bytes.Count(source, []byte(part.before)) != 1 {
