@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Opens the pages of payment links in Debian's Chromium, as people with a wallet would, and pays. Writes a picture of
-# every state to e2e/out/browser.
+# Opens the pages of payment links in Debian's Chromium, as people with a wallet would, and pays: the product settles
+# what they sign on a chain with play money. Writes a picture of every state to e2e/out/browser.
 #
 #   e2e/browser.sh [--only WORD]
 #
@@ -16,6 +16,6 @@ fi
 e2e/npm.sh e2e/browser
 
 mkdir -p e2e/out/browser
-go build -o e2e/out/browser/standin ./e2e/browser/standin
+go build -o e2e/out/browser/ ./cmd/tollgate ./e2e/browser/shop
 
-exec e2e/offline.sh node e2e/browser/run.mjs --server "$PWD/e2e/out/browser/standin" "$@"
+exec e2e/offline.sh node e2e/browser/run.mjs --server e2e/out/browser/shop "$@"
