@@ -268,6 +268,24 @@ scenario("already paid, by somebody who was faster", async ({ world, begin }) =>
   assert.ok(!later.wallets[0].asked.includes("eth_signTypedData_v4"));
 });
 
+scenario("money that came too late is owed back, and the page says so", async ({ world, begin }) => {
+  for (const [refundDue, state, words] of [[true, "refund-due", /owes you a refund.*Do not pay again/], [false, "taken", /answer: it has been refunded/]]) {
+    const visit = await begin({ ...phone, wallets: [new TestWallet({ key: world.payer, chain: world.chainId })] });
+    const url = world.open.at(-1);
+    await visit.open(url);
+    await visit.page.route(url, (route) => (route.request().method() === "POST"
+      ? route.fulfill({ status: 409, json: { error: "it has been refunded", status: "PAID", refundDue, receiptUrl: `${url}/receipt/00000000000000000000000000` } })
+      : route.continue()));
+    await payOn(visit);
+    const said = await visit.state(state);
+    assert.match(said, words);
+    assert.doesNotMatch(said, /nothing was taken/i);
+    assert.equal(await visit.page.getByRole("button", { name: /^Pay/ }).count(), 0);
+    await visit.page.getByRole("link", { name: "Open the receipt" }).waitFor();
+    await visit.picture(`too-late-${state}`);
+  }
+});
+
 scenario("seller down before anything is signed", async ({ world, begin }) => {
   const visit = await begin({ ...phone, wallets: [new TestWallet({ key: world.payer, chain: world.chainId })] });
   const url = world.open.pop();
@@ -537,15 +555,22 @@ scenario("hostile texts make no element", async ({ world, begin }) => {
   const visit = await begin({ ...desktop, wallets: [wallet] });
   const shape = () => visit.page.evaluate(() => [...document.querySelectorAll("*")].map((e) => `${e.tagName} ${[...e.getAttributeNames()]}`).join("\n"));
   let first;
+  let receipt;
   for (const [i, url] of world.hostile.entries()) {
     await visit.open(url);
     await visit.state("ready");
     first ??= await shape();
     assert.equal(await shape(), first, `${url} has other elements`);
     if (i % 8 > 0) continue;
+    for (const input of await visit.page.locator("#fields input").all()) await input.fill(await input.evaluate((e) => e.labels[0].innerText));
     await visit.button("Pay with").click();
     await visit.state("paid");
     assert.equal(await visit.page.locator(".sheet img, .sheet script[src]").count(), 0);
+    await visit.page.getByRole("link", { name: "View the receipt" }).click();
+    await visit.page.waitForURL(/\/receipt\//);
+    await visit.state("paid");
+    receipt ??= await shape();
+    assert.equal(await shape(), receipt, `the receipt of ${url} has other elements`);
   }
 }, "hostile");
 

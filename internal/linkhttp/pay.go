@@ -197,7 +197,7 @@ func (s *Site) stamp(h http.Header, o *payment.Offer, u *link.Use) {
 // paid answers that a payment has paid a link.
 func (s *Site) paid(w http.ResponseWriter, r *http.Request, l *link.Link, u *link.Use) {
 	record, err := s.record(r.Context(), u)
-	if err != nil { // it is paid all the same
+	if err != nil && r.Context().Err() == nil { // it is paid all the same
 		s.log().Error("reading the payment of a link failed", "link", string(l.ID), "error", err)
 	}
 	status := ReceiptPaid
@@ -239,7 +239,7 @@ func (s *Site) unpaid(w http.ResponseWriter, r *http.Request, got *outcome, p *p
 	case errors.Is(err, till.ErrBoundElsewhere), errors.As(err, &invalid) && invalid.Reason == payment.DuplicateSettlement:
 		s.problem(w, r, http.StatusConflict, problem{Error: "this payment belongs to another request", Status: status})
 	case errors.As(err, &late):
-		s.problem(w, r, http.StatusConflict, problem{Error: late.Error(), Status: status, RefundDue: !late.refunded})
+		s.problem(w, r, http.StatusConflict, problem{Error: late.Error(), Status: status, RefundDue: !late.refunded, ReceiptURL: s.heldURL(r, got)})
 	case errors.Is(err, errWindow):
 		s.problem(w, r, http.StatusBadRequest, problem{Error: s.windowProblem(), Status: status})
 	case errors.As(err, &filled):

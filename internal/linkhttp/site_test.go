@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/tollgate402/tollgate/facilitator/facilitatortest"
+	"github.com/tollgate402/tollgate/facilitator/till"
 	"github.com/tollgate402/tollgate/internal/ledger"
+	"github.com/tollgate402/tollgate/internal/linkhttp"
 	"github.com/tollgate402/tollgate/payment"
 	"github.com/tollgate402/tollgate/payment/evm"
 	"github.com/tollgate402/tollgate/payment/link"
@@ -339,6 +341,45 @@ func TestAPaymentThatIsNotKnownYetIsNotAskedForAgain(t *testing.T) {
 	}
 	if w.earned() != 50_000 {
 		t.Errorf("earned %d", w.earned())
+	}
+}
+
+// lateTill takes money that nothing can be handed over for any more.
+type lateTill struct {
+	linkhttp.Collector
+	book *ledger.Ledger
+}
+
+func (l lateTill) Collect(ctx context.Context, b *till.Bill) (ledger.Record, error) {
+	r, err := l.Collector.Collect(ctx, b)
+	if err != nil {
+		return r, err
+	}
+	return l.book.Update(ctx, r.Key, func(r *ledger.Record) error {
+		r.Delivery = ledger.Undeliverable
+		return nil
+	})
+}
+
+func TestWhoseMoneyCameTooLateHasAReceiptForTheRefund(t *testing.T) {
+	w := newWorld(t)
+	w.site.Till = lateTill{w.site.Till, w.book}
+	l := w.bill(nil)
+	name, value := facilitatortest.Header(t, payment.V2, &l.Offers[0], w.sign(l, nil))
+	a := w.ask("GET", "/x402/"+string(l.ID), "", name, value)
+	var doc struct {
+		Error, ReceiptURL string
+		RefundDue         bool
+	}
+	a.read(t, &doc)
+	if a.status != 409 || !doc.RefundDue || !strings.Contains(doc.Error, "refund") || doc.ReceiptURL == "" {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if r := w.ask("GET", strings.TrimPrefix(doc.ReceiptURL, w.url), ""); r.status != 200 || !strings.Contains(r.body, `"status":"REFUND_DUE"`) {
+		t.Errorf("its receipt: %d %s", r.status, r.body)
+	}
+	if w.status(l) != link.Active {
+		t.Errorf("the link is %s", w.status(l))
 	}
 }
 

@@ -17,8 +17,8 @@
 // PAYMENT-SIGNATURE and {"fields":{…}} as the body. An answer is JSON with a
 // receipt or an error, or it is none. These are final: one with a receipt (the
 // payment is settled), 409 (error "being_paid" or "already_paid": by somebody
-// else), and any other below 500 but 408, 425 and 429 (refused, and nothing was
-// taken). 5xx with status PENDING, and no answer, leave open whether money
+// else; any other error is shown, and with refundDue money was taken), and any
+// other below 500 but 408, 425 and 429 (refused, and nothing was taken). 5xx with status PENDING, and no answer, leave open whether money
 // moves: the script sends the very same payment again until an answer is
 // final. Any other 5xx to the first attempt says that nothing was taken; the
 // payer may then send the same payment again, and can sign nothing else while

@@ -215,7 +215,7 @@ func linksOfThePast(ctx context.Context, entries ledger.Store, seller common.Add
 		if !ok {
 			return nil, fmt.Errorf("no USDC on %s", past.network)
 		}
-		amount, err := payment.ParsePrice(cheap, token)
+		amount, err := payment.ParsePrice("$"+cheap, token)
 		if err != nil {
 			return nil, err
 		}

@@ -412,7 +412,9 @@ async function send(payment) {
 function conclude(payment, { status, body }) {
   const offer = link.offers[payment.offer] ?? link.offers[0];
   if (body.receipt && (status === 200 || status === 410)) return paid(payment, offer, body);
-  if (status === 409) return notPayable(body.error === "being_paid" ? "PENDING" : "PAID");
+  if (status === 409 && body.error === "being_paid") return notPayable("PENDING");
+  if (status === 409 && body.error === "already_paid") return notPayable("PAID");
+  if (status === 409) return astray(body);
   if (status === 404) return notPayable("DISABLED");
   if (["PENDING", "PAID", "EXPIRED", "DISABLED"].includes(body.status)) return notPayable(body.status);
   if (link.status !== "ACTIVE") return location.reload();
@@ -503,6 +505,18 @@ function leave(to, receiptPage) {
 function expired() {
   busy = true;
   show("expired", "This link has expired", `It can no longer be paid, and nothing was taken. Ask ${merchant} for a new one.`);
+}
+
+/** Says that the payment has not paid the link, in the server's words: money may have moved, which only the server knows. */
+function astray({ error, refundDue, receiptUrl }) {
+  busy = true;
+  const receipt = webURL(receiptUrl);
+  const actions = receipt ? [anchor("Open the receipt", receipt.href)] : [];
+  if (receipt) keep({ receipt: receipt.href });
+  if (refundDue) {
+    return show("refund-due", "Your money came too late", `It has arrived when it could not pay this link any more. ${merchant} owes you a refund. Do not pay again for it.`, ...actions);
+  }
+  show("taken", "This payment has not paid this link", `The seller's answer: ${String(error).slice(0, 200)}`, ...actions);
 }
 
 /** Says why a link cannot be paid. Nothing of this visitor's was taken. */
