@@ -380,14 +380,21 @@ func (l *Links) open(e *engine) *desk {
 	return d
 }
 
-// merchant returns what makes links and looks after them: the first handler's
-// of the engine's configuration, since all have the same links. It returns nil
-// where there are no links.
+// merchant returns what makes links and looks after them for the operator. All
+// handlers have the same links; of several the one counts whose origin comes
+// first in the alphabet, since servers are loaded in any order. It returns nil
+// where there are none.
 func (e *engine) merchant(a *App) *linkhttp.Merchant {
 	if len(a.links) == 0 {
 		return nil
 	}
-	return e.desks[a.links[0]].api
+	first := slices.MinFunc(a.links, func(x, y *Links) int {
+		if (x.Origin == "") != (y.Origin == "") {
+			return strings.Compare(y.Origin, x.Origin) // without one there are no URLs
+		}
+		return strings.Compare(x.Origin, y.Origin)
+	})
+	return e.desks[first].api
 }
 
 // linkSweepEvery is the pause between looks for what has become of payments
