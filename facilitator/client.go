@@ -72,8 +72,8 @@ func (c *Client) Verify(ctx context.Context, p *payment.Payment, o *payment.Offe
 		return nil, err
 	}
 	var directive []string
-	if !p.SettledFirst {
-		directive = []string{"no-cache"} // what is known of the payer does not do
+	if p.SettledFirst {
+		directive = []string{"max-stale"} // what is known of the payer does
 	}
 	answer, status, _, err := c.do(ctx, http.MethodPost, "/verify", body, directive...)
 	if err != nil {

@@ -20,9 +20,9 @@ import (
 // /settle, GET /supported and, with a catalogue, GET /discovery/resources below
 // wherever it is mounted, in both protocol versions. A decided payment, good or
 // bad, is answered with 200; a request that cannot be read with 400; and what
-// cannot be found out now with 503. What /verify says of a new exact payment may
-// follow from what was seen of its payer after the same block: with
-// Cache-Control: no-cache the chain is asked.
+// cannot be found out now with 503. Of a request with Cache-Control: max-stale,
+// what /verify says of a new exact payment may follow from what was seen of its
+// payer after the same block; of any other the chain is asked.
 // Who has no key gets 401, and who has asked too often 429. GET
 // /settlements/<payment> tells whoever has settled a payment with a key what
 // became of it.
@@ -148,12 +148,12 @@ func (h *Handler) pay(w http.ResponseWriter, r *http.Request, next func(context.
 }
 
 // settledFirst reports whether who asks about a payment settles it before
-// anything is handed over: whoever takes exact payments does, as the official
-// servers, unless the request says that the chain is to be asked (RFC 9111,
-// section 5.2.1.4), as our own do before they hand out on credit. By upto an
-// answer may stream, and be charged afterwards.
+// anything is handed over, and says that what is known of the payer does
+// (RFC 9111, section 5.2.1.2), as our own client does. Others may take the
+// answer for the chain's: one that did not know of a used nonce would be wrong.
+// By upto an answer may stream, and be charged afterwards.
 func settledFirst(r *http.Request, o *payment.Offer) bool {
-	return o.Scheme == payment.Exact && !strings.Contains(strings.ToLower(strings.Join(r.Header["Cache-Control"], ",")), "no-cache")
+	return o.Scheme == payment.Exact && strings.Contains(strings.ToLower(strings.Join(r.Header["Cache-Control"], ",")), "max-stale")
 }
 
 func (h *Handler) verify(ctx context.Context, w http.ResponseWriter, t *Tenant, p *payment.Payment, o *payment.Offer) error {

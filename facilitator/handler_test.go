@@ -315,9 +315,9 @@ func (n *noter) Verify(ctx context.Context, p *payment.Payment, o *payment.Offer
 	return n.Fake.Verify(ctx, p, o)
 }
 
-// What a payer is known for does for exact payments, unless the caller says
-// that it does not, as our own client does of what goes out on credit.
-func TestCallersCanHaveTheChainAsked(t *testing.T) {
+// What a payer is known for does for exact payments where the caller says so, as
+// our own client does of what is settled first.
+func TestCallersCanDoWithWhatIsKnownOfAPayer(t *testing.T) {
 	t.Parallel()
 	n := &noter{}
 	server := httptest.NewServer(&facilitator.Handler{Facilitator: n})
@@ -334,7 +334,7 @@ func TestCallersCanHaveTheChainAsked(t *testing.T) {
 		}
 	}
 	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body))
-	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body), "Cache-Control", "max-age=0, No-Cache")
+	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body), "Cache-Control", "no-transform, Max-Stale=5")
 	upto := facilitatortest.UptoOffer(t, 1000, common.HexToAddress(o.PayTo))
 	permit := facilitatortest.Permit(t, testKey(t), &upto, now, 60)
 	_, value := facilitatortest.PermitHeader(t, &upto, permit)
@@ -346,8 +346,8 @@ func TestCallersCanHaveTheChainAsked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body))
-	if want := []bool{true, false, true, false, false}; !slices.Equal(n.settledFirst, want) {
+	ask(t, &facilitator.Handler{Facilitator: n}, http.MethodPost, "/verify", string(body), "Cache-Control", "max-stale")
+	if want := []bool{true, false, false, true, false}; !slices.Equal(n.settledFirst, want) {
 		t.Errorf("got %v, want %v", n.settledFirst, want)
 	}
 }

@@ -277,7 +277,7 @@ func benchVerify(ctx context.Context) (rows []row, err error) {
 		row{Name: "verify cold p50", Ours: ms(ours.cold.p50), Baseline: ms(theirs.cold.p50), Unit: "ms", Target: "-", Note: fmt.Sprintf("16 connections; p99 %s, official %s", ours.cold.p99, theirs.cold.p99)}.compare(true),
 		row{
 			Name: "verify known", Ours: ours.known.perSecond, Baseline: theirs.known.perSecond, Unit: "req/s", Target: "-",
-			Note: "16 connections; new payments of a payer that was seen a moment ago, exact",
+			Note: "16 connections; new payments of a payer that was seen after the same block, exact, where the caller says that this does",
 		}.compare(false),
 		row{Name: "verify known p50", Ours: ms(ours.known.p50), Baseline: ms(theirs.known.p50), Unit: "ms", Target: "-", Note: fmt.Sprintf("16 connections; p99 %s, official %s", ours.known.p99, theirs.known.p99)}.compare(true),
 		row{Name: "verify calls warm", Ours: ours.callsWarm, Baseline: theirs.callsWarm, Unit: "calls", Target: "0", Note: "round trips to the node for each payment; new blocks are asked for beside that"}.compare(true),
@@ -308,12 +308,12 @@ func (s *stack) verifying(ctx context.Context, c *payment.Received, address stri
 	if err != nil {
 		return v, err
 	}
-	// Of these the chain is asked, although their payer is known.
-	strange, err := sign(many, "Cache-Control: no-cache\r\n")
+	strange, err := sign(many, "")
 	if err != nil {
 		return v, err
 	}
-	fresh, err := sign(many, "")
+	// Of these what is known of the payer does.
+	fresh, err := sign(many, "Cache-Control: max-stale\r\n")
 	if err != nil {
 		return v, err
 	}
