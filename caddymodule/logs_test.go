@@ -34,6 +34,10 @@ func logged(t *testing.T, level, format string) (log string, secrets []string) {
 		{"fake no", `respond "goods"`, http.StatusPaymentRequired},
 		{"fake pending", `respond "goods"`, http.StatusServiceUnavailable},
 	} {
+		// A reload may leave one more connection to the server before it.
+		if err := caddy.Stop(); err != nil {
+			t.Fatal(err)
+		}
 		config := paidSite("ledger memory\n\t\tfacilitator "+c.facilitator, "log\n\tx402 $0.01\n\t"+c.site)
 		config = strings.Replace(config, "output discard", "output file "+file+"\n\t\tlevel "+level+format, 1)
 		s.load(config)
