@@ -10,7 +10,7 @@
 // the upstream outlive it. The run fails if a client was charged twice for
 // one order or told to pay again for a payment that settles, if money moved
 // and nothing came of it, if one payment bought twice or nothing was paid for
-// what was handed out, if fewer than 90 % of the honest payments settled, or
+// what was handed out, if fewer than 90 % of the honest payments settled (-settled), or
 // if a point of the matrix was never reached.
 //
 //	e2e/postgres.sh go run ./e2e/kill -ledger postgres -instances 3
@@ -44,6 +44,7 @@ type options struct {
 	ledger      string
 	instances   int
 	takeover    time.Duration
+	settled     int // percent
 	without     string
 	binary      string
 	jams        float64
@@ -71,6 +72,7 @@ func main() {
 	flag.StringVar(&o.ledger, "ledger", onBadger, "where the ledger is: badger, or postgres, which makes a database of its own on the server that "+databaseVariable+" names")
 	flag.IntVar(&o.instances, "instances", 1, "how many instances of the shop share the ledger; with postgres only, more than one")
 	flag.DurationVar(&o.takeover, "takeover", takeoverLimit, "how long after the death of an instance the living may take to answer what it had under way")
+	flag.IntVar(&o.settled, "settled", settledLimit, "how many `percent` of the honest payments must settle for the run to prove enough; on a slow machine more of them meet a kill")
 	flag.StringVar(&o.without, "without", "", "points that this build cannot reach, such as `K11`; they are named in the result")
 	flag.StringVar(&o.binary, "binary", "", "a cmd/tollgate that is already built with the tag failpoint")
 	flag.BoolVar(&o.reruns, "allow-reruns", false, "let the upstream run again for a POST whose payment was released after a crash")
@@ -103,6 +105,8 @@ func (o *options) check(selfTest bool) error {
 	switch {
 	case o.cycles < 1 || o.clients < 1 || o.instances < 1:
 		return errors.New("-cycles, -clients and -instances must be at least 1")
+	case o.settled < 1 || o.settled > 100:
+		return errors.New("-settled must be 1 to 100 percent")
 	case o.facilitator != embedded && o.facilitator != remote:
 		return fmt.Errorf("-facilitator is %q, it must be embedded or remote", o.facilitator)
 	case o.ledger != onBadger && o.ledger != onPostgres:
@@ -183,11 +187,15 @@ func percentile(sorted []time.Duration, percent int) int64 {
 	return sorted[max(at, 1)-1].Milliseconds()
 }
 
+// settledLimit is how many percent of the honest payments must settle where
+// -settled does not say otherwise.
+const settledLimit = 90
+
 // enough returns an error if the run proves less than it should.
 func (t *totals) enough(o options) error {
 	var errs []error
-	if 10*t.settled < 9*t.payments || t.payments == 0 {
-		errs = append(errs, fmt.Errorf("only %d of %d honest payments settled; 90 %% must", t.settled, t.payments))
+	if 100*t.settled < o.settled*t.payments || t.payments == 0 {
+		errs = append(errs, fmt.Errorf("only %d of %d honest payments settled; %d %% must", t.settled, t.payments, o.settled))
 	}
 	left := without(o)
 	for _, p := range failpoint.Points() {

@@ -98,15 +98,15 @@ func TestRunsThatProveTooLittleFail(t *testing.T) {
 		points[p] = 1
 	}
 	good := totals{payments: 10, settled: 9, points: points}
-	if err := good.enough(options{}); err != nil {
+	if err := good.enough(options{settled: settledLimit}); err != nil {
 		t.Error(err)
 	}
 	few := totals{payments: 10, settled: 8, points: points}
-	if few.enough(options{}) == nil {
+	if few.enough(options{settled: settledLimit}) == nil {
 		t.Error("eight of ten were enough")
 	}
 	delete(points, failpoint.Replaced)
-	if good.enough(options{}) == nil || good.enough(options{without: string(failpoint.Replaced)}) != nil {
+	if good.enough(options{settled: settledLimit}) == nil || good.enough(options{settled: settledLimit, without: string(failpoint.Replaced)}) != nil {
 		t.Error("a point that was never reached must be named to be left out")
 	}
 }
@@ -127,7 +127,7 @@ func TestRecoveryIsAPercentile(t *testing.T) {
 }
 
 func TestOptionsThatDoNotGoTogetherAreRefused(t *testing.T) {
-	fine := options{cycles: 1, clients: 1, instances: 1, facilitator: embedded, ledger: onBadger}
+	fine := options{cycles: 1, clients: 1, instances: 1, settled: settledLimit, facilitator: embedded, ledger: onBadger}
 	for _, c := range []struct {
 		change   func(*options)
 		selfTest bool
@@ -242,7 +242,7 @@ func TestARunWithoutTimelyTakeoversFails(t *testing.T) {
 		{[]time.Duration{time.Second, 11 * time.Second}, 3, false},
 	} {
 		r := totals{payments: 10, settled: 10, points: points, takeovers: c.takeovers}
-		if err := r.enough(options{instances: c.instances, takeover: takeoverLimit}); (err == nil) != c.fine {
+		if err := r.enough(options{instances: c.instances, settled: settledLimit, takeover: takeoverLimit}); (err == nil) != c.fine {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
