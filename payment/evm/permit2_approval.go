@@ -62,41 +62,9 @@ func DecodeApproval(extensions json.RawMessage) (*Approval, error) {
 }
 
 func decodeApproval(extensions json.RawMessage) (*Approval, error) {
-	if len(extensions) == 0 {
-		return nil, nil
-	}
-	o, err := strictjson.Parse(extensions, "extensions", payment.MaxHeader)
-	if err != nil {
-		return nil, err
-	}
-	if err := o.Known(Sponsoring); err != nil {
-		return nil, err
-	}
-	extension, ok, err := o.OptionalObject(Sponsoring)
+	info, ok, err := infoOf(extensions, Sponsoring, approvalMembers)
 	if err != nil || !ok {
 		return nil, err
-	}
-	if err := extension.Known("info"); err != nil {
-		return nil, err
-	}
-	info, ok, err := extension.OptionalObject("info")
-	if err != nil || !ok {
-		return nil, err
-	}
-	if err := info.Known(approvalMembers...); err != nil {
-		return nil, err
-	}
-	for _, name := range approvalMembers {
-		if !info.Has(name) {
-			return nil, nil
-		}
-	}
-	version, err := info.Text("version")
-	if err != nil {
-		return nil, err
-	}
-	if !dotted(version) {
-		return nil, info.Wrong("version", "must be numbers with dots between them")
 	}
 	a := &Approval{}
 	for _, m := range []struct {
@@ -200,4 +168,46 @@ func CheckApproval(extensions json.RawMessage, p *Permit, separator common.Hash,
 		return refuse(payment.EIP2612Format, info+"signature is not by the payer for this token's EIP-712 domain")
 	}
 	return a, nil
+}
+
+// infoOf reads what payers add to the info of an extension by which an approval
+// comes. ok is false where not all of it is there: payers who need no approval
+// echo what the seller said.
+func infoOf(extensions json.RawMessage, name string, members []string) (info strictjson.Object, ok bool, err error) {
+	if len(extensions) == 0 {
+		return info, false, nil
+	}
+	o, err := strictjson.Parse(extensions, "extensions", payment.MaxHeader)
+	if err != nil {
+		return info, false, err
+	}
+	if err := o.Known(name); err != nil {
+		return info, false, err
+	}
+	extension, ok, err := o.OptionalObject(name)
+	if err != nil || !ok {
+		return info, false, err
+	}
+	if err := extension.Known("info"); err != nil {
+		return info, false, err
+	}
+	if info, ok, err = extension.OptionalObject("info"); err != nil || !ok {
+		return info, false, err
+	}
+	if err := info.Known(members...); err != nil {
+		return info, false, err
+	}
+	for _, m := range members {
+		if !info.Has(m) {
+			return info, false, nil
+		}
+	}
+	version, err := info.Text("version")
+	if err != nil {
+		return info, false, err
+	}
+	if !dotted(version) {
+		return info, false, info.Wrong("version", "must be numbers with dots between them")
+	}
+	return info, true, nil
 }

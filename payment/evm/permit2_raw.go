@@ -9,7 +9,6 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
 
-	"github.com/tollgate402/tollgate/internal/strictjson"
 	"github.com/tollgate402/tollgate/payment"
 )
 
@@ -122,41 +121,9 @@ type rawInfo struct {
 // returns nil without an error where they are not all there: payers who need no
 // approval echo what the seller said.
 func decodeRaw(extensions json.RawMessage) (*rawInfo, error) {
-	if len(extensions) == 0 {
-		return nil, nil
-	}
-	o, err := strictjson.Parse(extensions, "extensions", payment.MaxHeader)
-	if err != nil {
-		return nil, err
-	}
-	if err := o.Known(RawSponsoring); err != nil {
-		return nil, err
-	}
-	extension, ok, err := o.OptionalObject(RawSponsoring)
+	info, ok, err := infoOf(extensions, RawSponsoring, rawMembers)
 	if err != nil || !ok {
 		return nil, err
-	}
-	if err := extension.Known("info"); err != nil {
-		return nil, err
-	}
-	info, ok, err := extension.OptionalObject("info")
-	if err != nil || !ok {
-		return nil, err
-	}
-	if err := info.Known(rawMembers...); err != nil {
-		return nil, err
-	}
-	for _, name := range rawMembers {
-		if !info.Has(name) {
-			return nil, nil
-		}
-	}
-	version, err := info.Text("version")
-	if err != nil {
-		return nil, err
-	}
-	if !dotted(version) {
-		return nil, info.Wrong("version", "must be numbers with dots between them")
 	}
 	said := &rawInfo{}
 	for _, m := range []struct {
